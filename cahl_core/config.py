@@ -1,0 +1,313 @@
+"""Settings: one frozen class per stage, unknown keys are errors.
+
+Later layers win: defaults here < ``params.yaml`` < ``configs/<profile>.yaml`` < ``--set key=value``.
+The shipped files never set the same key in two layers, so a DVC ``-S`` override always takes effect.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cahl_core.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict about keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraSettings(Section):
+    """LoRA adapters, the same shape for planner and executor."""
+
+    rank: Positive = 32
+    alpha: Positive = 64
+    dropout: Share = 0.0
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+
+class ModelSettings(Section):
+    """The frozen backbone and how tools are written in its prompts."""
+
+    backbone: str = Field(
+        "smollm2-135m-instruct", description="a model entry of data/sources.yaml or a directory"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the processor has it, else float32"
+    )
+    tool_rendering: Literal["compact", "json"] = "compact"
+    max_context: Positive = Field(2048, description="tokens of prompt plus completion")
+    lora: LoraSettings = LoraSettings()
+
+
+class FetchSettings(Section):
+    """What to fetch; the backbone is fetched beside these."""
+
+    sources: tuple[str, ...] = ("complexfuncbench", "nestful", "bfcl-v3")
+    mirror: str | None = Field(
+        None, description="directory looked at first; CAHL_MIRROR has precedence"
+    )
+    retries: Natural = 3
+
+
+class PrepareSettings(Section):
+    """From raw sources to validated tasks, split into train and dev."""
+
+    sources: tuple[str, ...] = ("complexfuncbench", "nestful")
+    max_records: Positive | None = Field(None, description="per source; None takes all")
+    max_prompt_tokens: Positive = 1024
+    max_steps: Positive = Field(8, description="records with more gold steps are set aside")
+    max_result_chars: Positive = 320
+    dev_tasks: Positive = 32
+    single_step_share: Share = Field(
+        0.5, description="requests derived from one gold call, as a share of all training tasks"
+    )
+    parallel_share: Share = Field(
+        0.15, description="requests derived from independent calls of one record, share of all"
+    )
+    irrelevance_share: Share = Field(
+        0.1, description="requests whose fitting tools were taken away, share of all"
+    )
+    seed: int = 0
+
+
+class SftSettings(Section):
+    """Warm start of both adapters by supervised fine-tuning."""
+
+    steps: Positive = 100
+    tokens_per_step: Positive = Field(4096, description="packed tokens per optimizer step")
+    row_tokens: Positive = Field(2048, description="packed tokens per forward")
+    learning_rate: float = Field(5e-4, gt=0)
+    warmup_share: Share = 0.05
+    weight_decay: Weight = 0.0
+    grad_clip: float = Field(1.0, gt=0)
+    executor_share: Share = Field(0.4, description="share of optimizer steps given to the executor")
+
+
+class RoleSettings(Section):
+    """What each role has for itself in joint training (method: groups, losses)."""
+
+    learning_rate: float = Field(5e-5, gt=0)
+    clip_low: float = Field(0.2, ge=0)
+    clip_high: float = Field(0.28, ge=0)
+    kl_weight: Weight = 0.01
+    grad_clip: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: Positive = 192
+    advantage: Literal["group_std", "group_mean"] = Field(
+        "group_std", description="group_mean leaves out the division by the group's deviation"
+    )
+
+
+class RewardSettings(Section):
+    """Weights of the reward parts, equations in docs/method.md."""
+
+    w_form: Weight = 0.5
+    w_syn: Weight = 0.5
+    w_sem: Weight = 1.5
+    w_param: Weight = 1.0
+    w_exe: Weight = 1.5
+    c_extra: Weight = Field(0.1, description="cost of each sub-task beyond the gold steps")
+    param_match: Literal["strict", "substring"] = "strict"
+
+
+class TrainSettings(Section):
+    """Joint CAHL training."""
+
+    steps: Positive = 20
+    tasks_per_step: Positive = 4
+    plans_per_task: Annotated[int, Field(ge=2)] = Field(8, description="G_h")
+    executions_per_plan: Annotated[int, Field(ge=2)] = Field(4, description="G_l")
+    max_sub_tasks: Positive = Field(8, description="sub-tasks beyond this many are not executed")
+    row_tokens: Positive = 2048
+    lambda_executor: Weight = Field(1.0, description="weight of the executor's loss")
+    loss_type: Literal["grpo", "dr_grpo"] = "grpo"
+    warmup_steps: Natural = 2
+    checkpoint_every: Positive = 5
+    planner: RoleSettings = RoleSettings()
+    executor: RoleSettings = RoleSettings(max_tokens=128)
+    rewards: RewardSettings = RewardSettings()
+
+
+class EvaluateSettings(Section):
+    """BFCL v3 with the official checkers."""
+
+    models: tuple[Literal["base", "sft", "cahl"], ...] = ("base", "sft", "cahl")
+    sample: dict[str, Natural] = Field(
+        default_factory=lambda: {
+            "simple": 40,
+            "multiple": 20,
+            "parallel": 16,
+            "parallel_multiple": 16,
+            "live_simple": 16,
+            "live_multiple": 16,
+            "irrelevance": 16,
+        },
+        description="items per category in the fixed stratified sample",
+    )
+    full: bool = Field(False, description="every single-turn item instead of the sample")
+    plan_tokens: Positive = 256
+    call_tokens: Positive = 192
+    dev_tasks: Positive = Field(32, description="prepared dev tasks for reward and validity")
+    batch_size: Positive = 16
+    checker_timeout: Positive = Field(300, description="seconds for the worker process")
+
+
+class RegisterSettings(Section):
+    """Registration in MLflow."""
+
+    name: str = "cahl-agent"
+    alias: str = "champion"
+    merged: bool = Field(
+        False, description="store merged weights per role instead of adapters and a pointer"
+    )
+
+
+class TrackingSettings(Section):
+    """MLflow; MLFLOW_TRACKING_URI has precedence."""
+
+    uri: str = "sqlite:///mlflow.db"
+    experiment: str = "cahl"
+
+
+class Settings(Section):
+    """Everything a stage may read. ``profile`` names the overlay that was applied."""
+
+    profile: str = "quickstart"
+    seed: int = 0
+    model: ModelSettings = ModelSettings()
+    fetch: FetchSettings = FetchSettings()
+    prepare: PrepareSettings = PrepareSettings()
+    sft: SftSettings = SftSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    register_: RegisterSettings = Field(RegisterSettings(), alias="register")
+    tracking: TrackingSettings = TrackingSettings()
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+def load_settings(
+    root: Path, profile: str | None = None, overrides: tuple[str, ...] = ()
+) -> Settings:
+    """Merges the layers and validates them.
+
+    Args:
+        root: project directory with ``params.yaml`` and ``configs/``.
+        profile: overlay name; ``None`` takes the one named in ``params.yaml``.
+        overrides: ``section.key=value`` strings, values in YAML.
+
+    Raises:
+        ConfigError: unknown key (with the nearest valid ones), bad value, missing profile.
+    """
+    merged = _read_layer(root / "params.yaml")
+    name = profile or str(merged.get("profile", "quickstart"))
+    overlay = root / "configs" / f"{name}.yaml"
+    if not overlay.exists():
+        known = sorted(p.stem for p in (root / "configs").glob("*.yaml"))
+        raise ConfigError(
+            f"profile '{name}' has no file {overlay}", f"profiles here: {', '.join(known)}"
+        )
+    _merge(merged, _read_layer(overlay))
+    merged["profile"] = name
+    for override in overrides:
+        _merge(merged, _parse_override(override))
+    return validate(merged)
+
+
+def validate(values: dict[str, Any]) -> Settings:
+    """Builds `Settings`; every failure becomes one `ConfigError` that lists all of them."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            "settings are not valid:\n" + "\n".join(_explain(e) for e in error.errors()),
+            "defaults and meanings: cahl_core/config.py; shipped values: params.yaml, configs/",
+        ) from error
+
+
+def _explain(error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"  {location}: {error['msg']}, got {error['input']!r}"
+    valid = known_keys()
+    near = difflib.get_close_matches(location, valid, n=3, cutoff=0.5)
+    if not near:
+        section = location.rpartition(".")[0]
+        near = [k for k in valid if k.rpartition(".")[0] == section]
+    return f"  {location}: no such key; nearest valid: {', '.join(near)}"
+
+
+def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """All dotted keys of the settings, sections included."""
+    keys: list[str] = []
+    for name, info in section.model_fields.items():
+        key = f"{prefix}{info.alias or name}"
+        keys.append(key)
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += known_keys(kind, f"{key}.")
+    return keys
+
+
+def _read_layer(path: Path) -> dict[str, Any]:
+    try:
+        layer = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist", "run from the project's directory, or give --root"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if layer is None:
+        return {}
+    if not isinstance(layer, dict):
+        raise ConfigError(f"{path}: top level is {type(layer).__name__}, must be a mapping")
+    return layer
+
+
+def _merge(base: dict[str, Any], layer: dict[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict) and key != "sample":
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(
+            f"--set {text!r} is not section.key=value", "example: --set train.steps=5"
+        )
+    try:
+        tree: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from error
+    if isinstance(tree, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            tree = float(tree)
+        except ValueError:
+            pass
+    for part in reversed(key.strip().split(".")):
+        tree = {part: tree}
+    result: dict[str, Any] = tree
+    return result
