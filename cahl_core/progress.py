@@ -38,7 +38,8 @@ class Bar:
         rest = elapsed / max(self.done, 1) * max(self.total - self.done, 0)
         fields = " ".join(f"{k}={v}" for k, v in self.fields.items())
         print(
-            f"{self.description}: {self.done}/{self.total} {elapsed:.0f} s, {rest:.0f} s left {fields}",
+            f"{self.description}: {self.done}/{self.total} "
+            f"{elapsed:.0f} s, {rest:.0f} s left {fields}",
             file=sys.stderr,
             flush=True,
         )
@@ -47,8 +48,14 @@ class Bar:
 class _TerminalBar(Bar):
     def __init__(self, description: str, total: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         super().__init__(description, total)
         self._progress = Progress(
