@@ -1,0 +1,225 @@
+"""The frozen backbone with its LoRA adapters: loading, switching, saving.
+
+One backbone in memory serves planner, executor, and the frozen references of both: adapters are
+switched, never reloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cahl_core.config import ModelSettings
+from cahl_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+Role = Literal["planner", "executor"]
+ROLES: tuple[Role, ...] = ("planner", "executor")
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 where the processor multiplies in it, else float32."""
+    if setting != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    capability = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.bfloat16 if capability() else torch.float32
+
+
+class Policy:
+    """Backbone plus adapters. ``model`` is the peft model, or the bare backbone without adapters."""
+
+    def __init__(self, model: Any, tokenizer: Any, settings: ModelSettings) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.adapters: tuple[str, ...] = tuple(getattr(model, "peft_config", {}))
+
+    @classmethod
+    def load(
+        cls,
+        backbone: Path,
+        adapters: Path | None,
+        settings: ModelSettings,
+        *,
+        device: torch.device | None = None,
+    ) -> Policy:
+        """Loads the backbone and, if given, ``adapters/planner`` and ``adapters/executor``.
+
+        Raises:
+            ModelError: a file is missing or broken, or an adapter is of another backbone.
+        """
+        model, tokenizer = load_backbone(backbone, settings, device)
+        policy = cls(model, tokenizer, settings)
+        if adapters is not None:
+            for role in ROLES:
+                policy.add_adapter(role, adapters / role)
+            policy.activate("planner")
+        return policy
+
+    @property
+    def causal(self) -> Any:
+        """The transformers causal LM, with LoRA layers in place if there are any."""
+        return self.model.get_base_model() if self.adapters else self.model
+
+    @property
+    def decoder(self) -> Any:
+        """The stack below the language-model head: token ids in, hidden states out."""
+        return self.causal.base_model
+
+    @property
+    def head(self) -> Tensor:
+        """The frozen output embedding, ``[vocabulary, hidden]``."""
+        weight: Tensor = self.causal.get_output_embeddings().weight
+        return weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.dtype
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 autocast where the backbone is bfloat16: the adapters stay float32."""
+        if self.dtype == torch.bfloat16:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def new_adapter(self, name: str, seed: int) -> None:
+        """Adds a fresh adapter; its first output is zero, its A matrices are drawn from ``seed``."""
+        from peft import LoraConfig, get_peft_model
+
+        lora = self.settings.lora
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.targets),
+            task_type="CAUSAL_LM",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.adapters:
+                self.model.add_adapter(name, config)
+            else:
+                self.model = get_peft_model(self.model, config, adapter_name=name)
+        self._adapters_changed()
+
+    def add_adapter(self, name: str, path: Path, *, trainable: bool = False) -> None:
+        """Loads a saved adapter under ``name``."""
+        from peft import PeftModel
+
+        if not (path / "adapter_config.json").exists():
+            raise ModelError(
+                f"no adapter in {path} (adapter_config.json is missing)",
+                "run `cahl sft` or `cahl train` first",
+            )
+        try:
+            if self.adapters:
+                self.model.load_adapter(str(path), name, is_trainable=trainable)
+            else:
+                self.model = PeftModel.from_pretrained(
+                    self.model, str(path), adapter_name=name, is_trainable=trainable
+                )
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(
+                f"the adapter in {path} does not load on this backbone: {reason}",
+                "adapters belong to the backbone they were trained on; train them again",
+            ) from error
+        self._adapters_changed()
+
+    def activate(self, name: str) -> None:
+        """Makes ``name`` the adapter of the next forward passes, and the only one with gradients."""
+        if name not in self.adapters:
+            raise ModelError(f"no adapter '{name}'; loaded: {', '.join(self.adapters) or 'none'}")
+        self.model.set_adapter(name)
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Runs the body with adapter ``name``; ``None``, or no adapters at all, is the backbone."""
+        if name is None and self.adapters:
+            with self.model.disable_adapter():
+                yield
+            return
+        if name is not None and self.adapters:
+            self.activate(name)
+        yield
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The trainable tensors of one adapter in a fixed order."""
+        marker = f".{name}."
+        return [p for key, p in self.model.named_parameters() if marker in key]
+
+    def save_adapter(self, name: str, path: Path) -> None:
+        """Writes one adapter in peft's format (safetensors) directly into ``path``."""
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = get_peft_model_state_dict(self.model, adapter_name=name)
+        tensors = {k: v.detach().float().contiguous().cpu() for k, v in sorted(tensors.items())}
+        save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = self.model.peft_config[name]
+        kept = (config.base_model_name_or_path, config.inference_mode, config.target_modules)
+        # what depends on this machine or on hash order has no place in an artifact with a digest
+        config.base_model_name_or_path, config.inference_mode = self.settings.backbone, True
+        config.target_modules = sorted(self.settings.lora.targets)
+        config.save_pretrained(str(path))
+        config.base_model_name_or_path, config.inference_mode, config.target_modules = kept
+
+    def _adapters_changed(self) -> None:
+        self.adapters = tuple(self.model.peft_config)
+
+
+def load_backbone(
+    path: Path, settings: ModelSettings, device: torch.device | None = None
+) -> tuple[Any, Any]:
+    """Model (frozen, evaluation mode) and tokenizer from a directory of safetensors.
+
+    Raises:
+        ModelError: the directory is not a model, or its context is shorter than ``max_context``.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (path / "config.json").exists():
+        raise ModelError(f"no model in {path} (config.json is missing)", "run `cahl fetch` first")
+    device = device or pick_device()
+    dtype = pick_dtype(settings.dtype, device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"the model in {path} does not load: {reason}", "fetch it again"
+        ) from error
+    longest = getattr(model.config, "max_position_embeddings", settings.max_context)
+    if settings.max_context > longest:
+        raise ModelError(
+            f"model.max_context={settings.max_context}, but {settings.backbone} has {longest}",
+            f"set model.max_context to at most {longest}",
+        )
+    model.requires_grad_(False)
+    return model.eval().to(device), tokenizer

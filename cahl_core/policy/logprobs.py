@@ -1,0 +1,128 @@
+"""Log-probabilities of completion tokens, from packed rows, in chunks over the positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cahl_core.policy.backbone import Policy
+from cahl_core.policy.packing import Packed, pack
+
+CHUNK = 256
+
+
+class HeadLogProbs(torch.autograd.Function):
+    """log softmax(h Wᵀ / T)[target], and the entropy, without keeping the logits.
+
+    The backward pass recomputes the logits chunk by chunk and is exact; the head is frozen and gets
+    no gradient, the entropy is a metric and has none.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        logps, entropies = [], []
+        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+            logp = _log_softmax(h, weight, temperature)
+            logps.append(logp.gather(1, t[:, None])[:, 0])
+            entropies.append(-(logp.exp() * logp).sum(1))
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.temperature = temperature
+        return torch.cat(logps), torch.cat(entropies)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets = ctx.saved_tensors
+        out = torch.empty_like(hidden)
+        for start in range(0, len(hidden), CHUNK):
+            part = slice(start, start + CHUNK)
+            slope = _log_softmax(hidden[part], weight, ctx.temperature).exp_().neg_()
+            rows = torch.arange(len(slope), device=slope.device)
+            slope[rows, targets[part]] += 1.0
+            slope *= (grads[0][part] / ctx.temperature)[:, None]
+            out[part] = (slope.to(weight.dtype) @ weight).to(out.dtype)
+        return out, None, None, None
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    logits = (hidden.to(weight.dtype) @ weight.T).float()
+    return torch.log_softmax(logits / temperature, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class RowLogProbs:
+    """Log-probabilities and entropies of the scored tokens of one row.
+
+    ``values`` and ``entropies`` are ``[N]`` over distinct (context, token) pairs. ``members[k]`` are
+    the indices into them of the k-th sequence's completion tokens, in order.
+    """
+
+    values: Tensor
+    entropies: Tensor
+    indices: list[int]
+    members: list[Tensor]
+
+
+def row_logprobs(
+    policy: Policy, row: Packed, prompt_lengths: Sequence[int], temperature: float = 1.0
+) -> RowLogProbs:
+    """Scores every token after each sequence's prompt; gradients flow if enabled.
+
+    Args:
+        prompt_lengths: for *all* packed sequences; completion = the tokens from there on.
+    """
+    device = policy.device
+    pairs: dict[tuple[int, int], int] = {}
+    members = []
+    for index, path in zip(row.indices, row.paths, strict=True):
+        scored = path[prompt_lengths[index] :]
+        keys = zip(row.parents[scored].tolist(), row.input_ids[scored].tolist(), strict=True)
+        members.append(torch.tensor([pairs.setdefault(k, len(pairs)) for k in keys]))
+    table = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
+    with policy.autocast():
+        hidden = policy.decoder(
+            input_ids=torch.from_numpy(row.input_ids)[None].to(device),
+            position_ids=torch.from_numpy(row.position_ids)[None].to(device),
+            attention_mask=row.mask().to(device),
+            use_cache=False,
+        ).last_hidden_state[0]
+    with torch.autocast(device.type, enabled=False):
+        values, entropies = HeadLogProbs.apply(
+            hidden[torch.from_numpy(table[:, 0]).to(device)],
+            policy.head,
+            torch.from_numpy(table[:, 1]).to(device),
+            temperature,
+        )
+    return RowLogProbs(values, entropies, row.indices, [m.to(device) for m in members])
+
+
+def sequence_logprobs(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    budget: int,
+    temperature: float = 1.0,
+) -> list[Tensor]:
+    """Log-probabilities per completion token, without gradients, in the order given."""
+    out: list[Tensor] = [torch.empty(0)] * len(prompts)
+    with torch.no_grad():
+        for row in packed_rows(prompts, completions, budget):
+            scored = row_logprobs(policy, row, [len(p) for p in prompts], temperature)
+            for index, member in zip(scored.indices, scored.members, strict=True):
+                out[index] = scored.values[member]
+    return out
+
+
+def packed_rows(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], budget: int
+) -> Iterator[Packed]:
+    """Rows of prompt + completion sequences under a token budget."""
+    whole = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+    yield from pack(whole, budget)

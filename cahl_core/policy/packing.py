@@ -1,0 +1,121 @@
+"""Packs sequences that share prefixes into rows in which every shared prefix stands once.
+
+A row is a forest: each token attends to its ancestors only, and its position is its depth. The
+log-probabilities and gradients of a packed row are those of the flat sequences (design: "one prompt,
+many continuations"); the tests compare both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One row of ``L`` tokens that holds several sequences.
+
+    Attributes:
+        input_ids: ``[L]``.
+        position_ids: ``[L]``, the depth of each token in its tree.
+        parents: ``[L]``, the row position of the token before; -1 at a root.
+        paths: for every sequence of this row, the row positions of its tokens in order.
+        indices: for every sequence of this row, its index in the list that was packed.
+    """
+
+    input_ids: Ids
+    position_ids: Ids
+    parents: Ids
+    paths: list[Ids]
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def mask(self) -> Tensor:
+        """Boolean ``[1, 1, L, L]``: entry (i, j) tells whether token i attends to token j."""
+        length = len(self)
+        mask = np.zeros((length, length), dtype=bool)
+        starts = np.flatnonzero(self.parents != np.arange(length) - 1).tolist()
+        if not starts or starts[0] != 0:
+            starts.insert(0, 0)
+        for start, stop in zip(starts, [*starts[1:], length], strict=True):
+            parent = self.parents[start]
+            if parent >= 0:
+                mask[start:stop] = mask[parent]
+            mask[start:stop, start:stop] = np.tri(stop - start, dtype=bool)
+        return torch.from_numpy(mask)[None, None]
+
+
+def pack(sequences: Sequence[Sequence[int]], budget: int) -> list[Packed]:
+    """Packs token sequences into rows of at most ``budget`` tokens.
+
+    A sequence longer than the budget gets a row of its own. Every sequence lands in exactly one row.
+    Sorting brings the longest common prefixes together, so within a row no prefix is repeated.
+    """
+    arrays = [np.asarray(s, dtype=np.int64) for s in sequences]
+    order = sorted(range(len(arrays)), key=lambda i: sequences[i] and tuple(sequences[i]))
+    rows: list[Packed] = []
+    open_row = _Row()
+    for index in order:
+        if open_row.indices and open_row.length_with(arrays[index]) > budget:
+            rows.append(open_row.close())
+            open_row = _Row()
+        open_row.add(index, arrays[index])
+    if open_row.indices:
+        rows.append(open_row.close())
+    return rows
+
+
+def common_prefix(first: Ids, second: Ids) -> int:
+    """Number of leading tokens that two sequences share."""
+    length = min(len(first), len(second))
+    different = np.flatnonzero(first[:length] != second[:length])
+    return int(different[0]) if len(different) else length
+
+
+class _Row:
+    """A row under construction; sequences arrive in sorted order."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Ids] = []
+        self.positions: list[Ids] = []
+        self.parents: list[Ids] = []
+        self.paths: list[Ids] = []
+        self.indices: list[int] = []
+        self.length = 0
+        self.last: Ids = np.empty(0, dtype=np.int64)
+
+    def length_with(self, sequence: Ids) -> int:
+        return self.length + len(sequence) - common_prefix(self.last, sequence)
+
+    def add(self, index: int, sequence: Ids) -> None:
+        shared = common_prefix(self.last, sequence)
+        new = np.arange(self.length, self.length + len(sequence) - shared)
+        path = np.concatenate([self.paths[-1][:shared], new]) if self.paths else new
+        parents = new - 1
+        if len(new):
+            parents[0] = path[shared - 1] if shared else -1
+        self.tokens.append(sequence[shared:])
+        self.positions.append(np.arange(shared, len(sequence)))
+        self.parents.append(parents)
+        self.paths.append(path)
+        self.indices.append(index)
+        self.length += len(new)
+        self.last = sequence
+
+    def close(self) -> Packed:
+        return Packed(
+            np.concatenate(self.tokens),
+            np.concatenate(self.positions),
+            np.concatenate(self.parents),
+            self.paths,
+            self.indices,
+        )
