@@ -1,8 +1,8 @@
 """The official BFCL v3 checkers in a process of their own.
 
-Run as ``python -I -S -B -X utf8 bfcl_worker.py WHEEL_DIR`` with BFCL_PROJECT_ROOT set: only the standard
-library and the unzipped wheel are importable. One JSON request per line comes in on standard input,
-one JSON reply per line goes out; everything the package prints goes to standard error.
+Run as ``python -I -S -B -X utf8 bfcl_worker.py WHEEL_DIR`` with BFCL_PROJECT_ROOT set: only the
+standard library and the unzipped wheel are importable. One JSON request per line comes in on
+standard input, one JSON reply per line goes out; what the package prints goes to standard error.
 
     {"op": "load", "categories": [...]}  →  {"items": [{"id", "category", "messages", "functions"}],
                                              "counts": {category: n}, "version": "BFCL_v3"}
@@ -10,8 +10,8 @@ one JSON reply per line goes out; everything the package prints goes to standard
                                          →  {"verdicts": [{"id", "valid", "error_type", "error"}]}
 
 Prompts get the package's own language hints and string types; the checkers get the original
-function documents. ``calls: null`` is an answer that could not be decoded. Calls are JSON values and
-stay values: no text is evaluated.
+function documents. ``calls: null`` is an answer that could not be decoded. Calls are JSON values
+and stay values: no text is evaluated.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The harness's side of `bfcl_worker`: starts it, talks to it, and trusts none of it.
 
-A worker that crashes, hangs or answers something else is an `EvaluationError` with the end of what it
-printed; it is never a score.
+A worker that crashes, hangs or answers something else is an `EvaluationError` with the end of what
+it printed; it is never a score.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def dev_requests(tasks: Sequence[ToolTask]) -> list[Request]:
 
 
 def replay(task: ToolTask) -> Environment:
-    """An environment that gives each sub-task the recorded result of the gold call it stands for."""
+    """Gives each sub-task the recorded result of the gold call it stands for."""
 
     def environment(plan: Plan, number: int, calls: Sequence[ToolCall]) -> Any:
         column = align_plan(plan, task.calls)[number]

@@ -3,8 +3,8 @@
 The paper publishes no definitions of its efficiency figures; these are ours:
 
 - valid plan: parses, and every tool it names is in the request's tool list;
-- invalid call: does not parse, names an unknown tool, or has arguments outside the tool's JSON Schema
-  (`rewards.fits_schema`: unknown, missing, wrong type); rate over all calls attempted;
+- invalid call: does not parse, names an unknown tool, or has arguments outside the tool's JSON
+  Schema (`rewards.fits_schema`: unknown, missing, wrong type); rate over all calls attempted;
 - redundant call: repeats a call of the same task, or in a solved task goes beyond the gold calls;
 - solved task: every gold call was made with exactly its values.
 """
@@ -63,7 +63,7 @@ def call_key(call: ToolCall) -> str:
 
 
 def is_solved(calls: Sequence[ToolCall], gold: Sequence[ToolCall]) -> bool:
-    """Every gold call was made, with exactly its values; nothing was called where nothing should."""
+    """Every gold call was made with exactly its values; nothing where nothing was due."""
     if not gold:
         return not calls
     missing = Counter(map(call_key, gold)) - Counter(map(call_key, calls))

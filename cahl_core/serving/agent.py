@@ -1,7 +1,7 @@
 """Hierarchical inference: plan once, then one executor text per sub-task.
 
-All requests move together: one batch of plans, then for k = 1, 2, … one batch with the k-th sub-task
-of every request that has one. Nothing a model writes raises; it becomes an outcome.
+All requests move together: one batch of plans, then for k = 1, 2, … one batch with the k-th
+sub-task of every request that has one. Nothing a model writes raises; it becomes an outcome.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ class Agent:
     ) -> list[AgentResult]:
         """One result per request, in order.
 
-        A prompt that leaves no room for its completion ends its request as ``prompt_too_long``; it is
-        never cut. ``on_finished(n)`` is told when ``n`` more requests are done.
+        A prompt that leaves no room for its completion ends its request as ``prompt_too_long``; it
+        is never cut. ``on_finished(n)`` is told when ``n`` more requests are done.
         """
         results = [AgentResult() for _ in requests]
         self._plan(requests, results)
