@@ -100,6 +100,7 @@ class SftSettings(Section):
     weight_decay: Weight = 0.0
     grad_clip: float = Field(1.0, gt=0)
     executor_share: Share = Field(0.4, description="share of optimizer steps given to the executor")
+    checkpoint_every: Positive = 50
 
 
 class RoleSettings(Section):
@@ -140,6 +141,7 @@ class TrainSettings(Section):
     row_tokens: Positive = 2048
     lambda_executor: Weight = Field(1.0, description="weight of the executor's loss")
     loss_type: Literal["grpo", "dr_grpo"] = "grpo"
+    inner_epochs: Positive = Field(1, description="updates on one batch of rollouts")
     warmup_steps: Natural = 2
     checkpoint_every: Positive = 5
     planner: RoleSettings = RoleSettings()

@@ -222,4 +222,5 @@ def load_backbone(
             f"set model.max_context to at most {longest}",
         )
     model.requires_grad_(False)
-    return model.eval().to(device), tokenizer
+    model.train(False)
+    return model.to(device), tokenizer  # type: ignore[arg-type]

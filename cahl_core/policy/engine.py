@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -208,7 +209,7 @@ class Engine:
         state: PrefixState | None = None
         logits: list[Tensor] = [torch.empty(0)] * len(prompts)
         for row in _prefill_rows(prompts, self.row_tokens):
-            cache = DynamicCache(config=model.config)
+            cache: Any = DynamicCache(config=model.config)
             hidden = model.base_model(
                 input_ids=torch.from_numpy(row.input_ids)[None].to(device),
                 position_ids=torch.from_numpy(row.position_ids)[None].to(device),
@@ -289,10 +290,10 @@ def _related(first: Sequence[int], second: Sequence[int]) -> bool:
 
 
 def _empty_state(
-    cache: object, prompts: int, samples: int, longest: int, max_tokens: int
+    cache: Any, prompts: int, samples: int, longest: int, max_tokens: int
 ) -> PrefixState:
     keys, values, own_keys, own_values = [], [], [], []
-    for layer in cache.layers:  # type: ignore[attr-defined]
+    for layer in cache.layers:
         _, heads, _, width = layer.keys.shape
         keys.append(layer.keys.new_zeros(prompts, heads, longest, width))
         values.append(layer.values.new_zeros(prompts, heads, longest, layer.values.shape[3]))

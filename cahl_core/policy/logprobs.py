@@ -28,7 +28,7 @@ class HeadLogProbs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         logps, entropies = [], []
-        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+        for h, t in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True):
             logp = _log_softmax(h, weight, temperature)
             logps.append(logp.gather(1, t[:, None])[:, 0])
             entropies.append(-(logp.exp() * logp).sum(1))
@@ -93,7 +93,7 @@ def row_logprobs(
             use_cache=False,
         ).last_hidden_state[0]
     with torch.autocast(device.type, enabled=False):
-        values, entropies = HeadLogProbs.apply(
+        values, entropies = HeadLogProbs.apply(  # type: ignore[no-untyped-call]
             hidden[torch.from_numpy(table[:, 0]).to(device)],
             policy.head,
             torch.from_numpy(table[:, 1]).to(device),

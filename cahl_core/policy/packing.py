@@ -61,7 +61,7 @@ def pack(sequences: Sequence[Sequence[int]], budget: int) -> list[Packed]:
     Sorting brings the longest common prefixes together, so within a row no prefix is repeated.
     """
     arrays = [np.asarray(s, dtype=np.int64) for s in sequences]
-    order = sorted(range(len(arrays)), key=lambda i: sequences[i] and tuple(sequences[i]))
+    order = sorted(range(len(arrays)), key=lambda i: tuple(sequences[i]))
     rows: list[Packed] = []
     open_row = _Row()
     for index in order:
