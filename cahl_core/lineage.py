@@ -45,6 +45,43 @@ class DvcStage:
         return tuple(d for d in self.deps if d == CODE or d.startswith(f"{CODE}/"))
 
 
+@dataclass(frozen=True)
+class Plot:
+    """One plot of ``dvc.yaml``: columns of a CSV file over ``x``."""
+
+    name: str
+    file: str
+    x: str
+    columns: tuple[str, ...]
+    title: str
+    x_label: str
+    y_label: str
+    bars: bool
+
+
+def read_plots(root: Path) -> list[Plot]:
+    """The top-level plots of ``root/dvc.yaml``, one for each file they draw."""
+    plots = []
+    for entry in _read_yaml(root / "dvc.yaml").get("plots") or []:
+        for name, body in entry.items():
+            for file, columns in body["y"].items():
+                plots.append(_plot(name, file, columns, body))
+    return plots
+
+
+def _plot(name: str, file: str, columns: str | list[str], body: Mapping[str, Any]) -> Plot:
+    return Plot(
+        name=name,
+        file=file,
+        x=body["x"],
+        columns=(columns,) if isinstance(columns, str) else tuple(columns),
+        title=body.get("title", name),
+        x_label=body.get("x_label", body["x"]),
+        y_label=body.get("y_label", ""),
+        bars="bar" in body.get("template", ""),
+    )
+
+
 def read_stages(root: Path) -> dict[str, DvcStage]:
     """The stages of ``root/dvc.yaml`` in file order; none where there is no such file.
 

@@ -52,7 +52,7 @@ def pipeline_identity(dagster_run_id: str | None) -> str | None:
 
     for parent in psutil.Process().parents():
         try:
-            command = parent.cmdline()[:2]
+            command = parent.cmdline()[:3]  # python -m dvc, python /…/bin/dvc
         except psutil.Error:
             continue
         if any(Path(word).name == "dvc" for word in command):

@@ -1,0 +1,1 @@
+"""Dagster's view of the pipeline: everything here is derived from ``dvc.yaml``."""

@@ -1,0 +1,101 @@
+"""The derived assets over real DVC: run, skip, fail, block."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from stub_project import dvc
+
+from cahl_core.lineage import locked_sums
+from pipelines.definitions import build_definitions
+
+Executions = Callable[[], list[str]]
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+def materialize(root: Path, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    job = build_definitions(root).resolve_job_def("pipeline")
+    return job.execute_in_process(instance=instance, raise_on_error=False)
+
+
+def materialization(
+    result: dg.ExecuteInProcessResult, stage: str
+) -> tuple[str, dict[str, dg.MetadataValue]]:
+    [event] = result.asset_materializations_for_node(stage)
+    assert event.tags is not None
+    return event.tags["dagster/data_version"], dict(event.metadata)
+
+
+def test_a_run_materializes_every_stage_with_dvcs_sums(
+    in_project: Path, instance: dg.DagsterInstance, executions: Executions
+) -> None:
+    result = materialize(in_project, instance)
+    assert result.success
+    assert executions() == ["prepare", "train", "report"]
+    locked = locked_sums(in_project)
+    assert materialization(result, "prepare")[0] == locked["data/prepared"]
+    assert materialization(result, "report")[0] == locked["report.txt"]
+    _, shown = materialization(result, "train")
+    assert shown["tasks"].value == 7
+    assert shown["steps"].value == 2
+    assert shown["last.loss"].value == 0.5
+    assert shown["dvc_md5"].value["models/m"] == locked["models/m"]
+    assert str(shown["Reward"].value).startswith("![Reward](data:image/png;base64,")
+
+
+def test_dvc_and_dagster_leave_each_other_nothing_to_do(
+    in_project: Path, instance: dg.DagsterInstance, executions: Executions
+) -> None:
+    first = materialize(in_project, instance)
+    assert "up to date" in dvc("repro", cwd=in_project).stdout
+    second = materialize(in_project, instance)
+    assert second.success
+    assert executions() == ["prepare", "train", "report"]
+    before, after = materialization(first, "train"), materialization(second, "train")
+    assert before[0] == after[0]
+    assert after[1]["tasks"].value == 7
+    assert before[1]["ran"].value is True
+    assert after[1]["ran"].value is False
+
+
+def test_a_failing_stage_fails_its_asset_with_its_own_sentence(
+    in_project: Path, instance: dg.DagsterInstance, executions: Executions
+) -> None:
+    (in_project / "configs/quick.yaml").write_text("prepare: {rows: 2}\ntrain: {steps: 13}\n")
+    result = materialize(in_project, instance)
+    assert not result.success
+    [failure] = [e for e in result.all_events if e.is_step_failure]
+    data = failure.step_failure_data
+    assert data.user_failure_data is not None
+    assert "loss is not finite at step 13" in (data.user_failure_data.description or "")
+    assert "lower the learning rate" in (data.user_failure_data.description or "")
+    assert executions() == ["prepare"]
+
+
+@pytest.mark.parametrize(("severity", "goes_on"), [("critical", False), ("warning", True)])
+def test_only_a_critical_expectation_stops_what_follows(
+    severity: str,
+    goes_on: bool,
+    in_project: Path,
+    instance: dg.DagsterInstance,
+    executions: Executions,
+) -> None:
+    (in_project / "source.txt").write_text(severity)
+    failed = {"expectation": "unique", "column": "id", "success": False, "severity": severity}
+    report = {"success": False, "results": [failed]}
+    (in_project / "expectations.json").write_text(json.dumps(report))
+    result = materialize(in_project, instance)
+    [evaluation] = result.get_asset_check_evaluations()
+    assert not evaluation.passed
+    assert "unique on id" in (evaluation.description or "")
+    assert result.success is goes_on
+    assert ("train" in executions()) is goes_on
