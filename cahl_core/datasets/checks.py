@@ -31,6 +31,8 @@ RULES = {
     "prompt_too_long": "planner or executor prompt beyond prepare.max_prompt_tokens",
     "target_too_long": "prompt plus gold text beyond model.max_context",
 }
+# rules that only say that a record is beyond this profile's budget
+LIMITS = ("too_many_steps", "long_result", "prompt_too_long", "target_too_long")
 EXCERPT = 160
 
 Problem = tuple[str, str]  # rule, detail

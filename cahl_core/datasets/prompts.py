@@ -1,0 +1,107 @@
+"""Prompt lengths with the backbone's own tokenizer: the limits that records must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cahl_core.config import ModelSettings, PrepareSettings
+from cahl_core.datasets.checks import Problem
+from cahl_core.errors import StageInputError
+from cahl_core.protocol.prompts import (
+    execution_text,
+    executor_prompt,
+    plan_text,
+    planner_prompt,
+)
+from cahl_core.records import Plan, ToolCall, ToolTask
+
+RENDERINGS: tuple[Literal["compact", "json"], ...] = ("compact", "json")
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of one task: prompts, and the gold texts that follow them."""
+
+    planner: int
+    executor: int
+    plan: int
+    execution: int
+
+
+class PromptMeter:
+    """Measures tasks in the rendering of the settings."""
+
+    def __init__(self, tokenizer: Any, model: ModelSettings, settings: PrepareSettings) -> None:
+        self.tokenizer = tokenizer
+        self.rendering = model.tool_rendering
+        self.max_context = model.max_context
+        self.max_prompt = settings.max_prompt_tokens
+
+    @classmethod
+    def load(cls, backbone: Path, model: ModelSettings, settings: PrepareSettings) -> PromptMeter:
+        """Loads the tokenizer; `StageInputError` if the backbone was not fetched."""
+        if not (backbone / "config.json").is_file():
+            raise StageInputError(f"{backbone} has no backbone", "run `cahl fetch` first")
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=True)
+        return cls(tokenizer, model, settings)
+
+    def planner(self, task: ToolTask, rendering: Literal["compact", "json"] | None = None) -> int:
+        """Tokens of the planner's prompt."""
+        chosen = rendering or self.rendering
+        return len(planner_prompt(self.tokenizer, task.messages, task.tools, chosen))
+
+    def measure(self, task: ToolTask) -> Lengths:
+        """All lengths; the executor's are those of the longest sub-task."""
+        plan = task.plan or Plan(())
+        executor = 0
+        # results only add up, so the longest prompt is the last one or that of the longest sub-task
+        last = len(plan.sub_tasks) - 1
+        wordiest = max(range(last + 1), key=lambda k: len(str(plan.sub_tasks[k])), default=-1)
+        for k in {last, wordiest} - {-1}:
+            feedback = list(zip(plan.sub_tasks[:k], task.results[:k], strict=False))
+            prompt = executor_prompt(
+                self.tokenizer, plan.sub_tasks[k], task.tools, feedback, self.rendering
+            )
+            executor = max(executor, len(prompt))
+        return Lengths(
+            self.planner(task), executor, self._count(plan_text(plan)), self._execution(task)
+        )
+
+    def _execution(self, task: ToolTask) -> int:
+        resolved = list(task.meta.get("resolved") or [None] * len(task.calls))
+        texts = [
+            execution_text([call if values is None else ToolCall(call.name, values)])
+            for call, values in zip(task.calls, resolved, strict=False)
+        ]
+        longest = max(texts, key=len, default="")
+        return self._count(longest)
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def problem(self, lengths: Lengths) -> Problem | None:
+        """The length rule that a task breaks, or ``None``."""
+        longest = max(lengths.planner, lengths.executor)
+        if longest > self.max_prompt:
+            return "prompt_too_long", f"{longest} tokens, allowed {self.max_prompt}"
+        total = max(lengths.planner + lengths.plan, lengths.executor + lengths.execution)
+        if total > self.max_context:
+            return "target_too_long", f"{total} tokens with the gold text, {self.max_context} fit"
+        return None
+
+    def renderings(self, tasks: Sequence[ToolTask]) -> dict[str, dict[str, int]]:
+        """Median and 95th percentile of the planner's prompt in both renderings of the tools."""
+        return {name: _quantiles([self.planner(t, name) for t in tasks]) for name in RENDERINGS}
+
+
+def _quantiles(values: Sequence[int]) -> dict[str, int]:
+    ordered = sorted(values) or [0]
+    return {
+        "p50": ordered[len(ordered) // 2],
+        "p95": ordered[min(int(len(ordered) * 0.95), len(ordered) - 1)],
+    }

@@ -1,0 +1,280 @@
+"""What an argument means, and plausible values for it: the basis of requests written by rule.
+
+The meaning (`category`) is read from the argument's name, type and description. Values come from
+small pools of general words written for this project, or are drawn (numbers, dates, identifiers).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cahl_core.datasets.plans import words
+
+POOLS: dict[str, tuple[str, ...]] = {
+    "place": (
+        "Lisbon", "Oslo", "Kyoto", "Nairobi", "Austin", "Toronto", "Prague", "Lima",
+        "Hanoi", "Dublin", "Seville", "Denver", "Ghent", "Cape Town", "Montreal",
+        "Buenos Aires", "Krakow", "Boston, MA", "Portland, OR", "Leeds", "Perth", "Bergen",
+        "Salzburg", "Santa Fe", "Osaka", "Zurich, Switzerland",
+    ),
+    "country": (
+        "Portugal", "Norway", "Japan", "Kenya", "Chile", "Vietnam", "Ireland", "Poland",
+        "Canada",
+    ),
+    "person": (
+        "Maria Lopes", "Sam Okafor", "Ingrid Dahl", "Tom Becker", "Aiko Mori", "Priya Nair",
+        "Leo Grant", "Hannah Weiss", "Omar Haddad", "Julia Novak", "Ben Carter", "Chen Wei",
+    ),
+    "language": (
+        "Spanish", "German", "Japanese", "Portuguese", "Korean", "Italian", "Dutch",
+        "Hindi",
+    ),
+    "currency": (
+        "USD", "EUR", "GBP", "JPY", "CAD", "CHF", "INR", "AUD", "SEK", "BRL",
+    ),
+    "unit": (
+        "meters", "kilometers", "miles", "feet", "inches", "centimeters", "yards",
+    ),
+    "company": (
+        "Acme Steel", "Northwind", "Blue Harbor Foods", "Siemens", "Nestle", "Volvo", "IBM",
+        "Sony",
+    ),
+    "symbol": (
+        "AAPL", "MSFT", "TSLA", "IBM", "NVDA", "SONY", "VWAGY",
+    ),
+    "genre": (
+        "comedy", "drama", "jazz", "science fiction", "thriller", "folk", "documentary",
+        "rock",
+    ),
+    "cuisine": (
+        "Thai", "Ethiopian", "Greek", "Korean", "Peruvian", "Vietnamese", "French",
+        "Turkish",
+    ),
+    "title": (
+        "The Long Harbour", "Silent Rivers", "A Map of Stars", "Blue Lantern",
+        "Winter Orchard", "The Last Cartographer", "Paper Moons", "Night Train North",
+        "Salt and Iron",
+    ),
+    "text": (
+        "The meeting is moved to Friday", "I love this little cafe",
+        "Please send the report today", "Your order has been shipped",
+        "The train was late again", "See you at the station",
+        "This phone is a waste of money", "Thank you for your help",
+    ),
+    "query": (
+        "wireless headphones", "garden chairs", "electric bikes", "solar energy",
+        "ocean pollution", "machine learning", "vegan desserts", "running shoes",
+        "jazz piano", "space telescopes", "home office desk", "budget travel",
+    ),
+    "food": (
+        "chicken", "rice", "tomatoes", "lentils", "spinach", "salmon", "tofu", "mushrooms",
+        "eggs",
+    ),
+    "subject": (
+        "budget review", "dentist visit", "team lunch", "piano lesson", "sprint planning",
+    ),
+    "device": (
+        "kitchen speaker", "living room TV", "bedroom lamp", "office printer",
+    ),
+    "venue": (
+        "Harbour View", "The Copper Kettle", "Green Leaf", "Villa Aurora", "Grand Central",
+        "Blue Door", "Riverside", "Casa Verde", "Old Mill",
+    ),
+    "shape": (
+        "circle", "rectangle", "triangle", "square", "trapezoid",
+    ),
+    "color": (
+        "red", "navy blue", "forest green", "orange", "white", "#33aaff",
+    ),
+    "sport": (
+        "tennis", "basketball", "rowing", "handball", "cricket", "ice hockey",
+    ),
+}  # fmt: skip
+
+# The first line that shares a word with the argument's name decides.
+CATEGORY_WORDS: tuple[tuple[str, str], ...] = (
+    ("date", "date day checkin checkout birthdate deadline"),
+    ("time", "time hour"),
+    ("email", "email mail"),
+    ("url", "url link website uri"),
+    ("phone", "phone telephone mobile"),
+    ("year", "year"),
+    ("id", "id key token slug code isbn cik number reference"),
+    ("currency", "currency"),
+    ("country", "country nation"),
+    (
+        "place",
+        "city location place destination origin area address region town airport where from to",
+    ),
+    ("language", "language lang"),
+    ("unit", "unit units"),
+    ("symbol", "symbol ticker stock"),
+    ("company", "company brand employer airline carrier"),
+    ("genre", "genre"),
+    ("cuisine", "cuisine"),
+    ("food", "ingredient ingredients food dish items products"),
+    ("device", "device speaker"),
+    ("shape", "shape"),
+    ("color", "color colour"),
+    ("sport", "sport"),
+    ("text", "text message content sentence body description data note lyrics"),
+    ("query", "query keyword keywords search term topic interests prompt q"),
+    ("title", "title movie book song album"),
+    ("subject", "subject task event reminder meeting"),
+    ("person", "name person user username artist author director attendees contact participants"),
+)
+CATEGORIES = tuple(label for label, _ in CATEGORY_WORDS)
+HINTS = ("currency", "unit", "language", "country", "place", "company", "genre", "title", "person")
+# the name alone does not tell; the description may
+AMBIGUOUS = {
+    "from",
+    "to",
+    "query",
+    "q",
+    "name",
+    "target",
+    "source",
+    "base",
+    "keyword",
+    "term",
+    "text",
+}
+VENUES = {"restaurant", "hotel", "theater", "property", "event", "venue", "salon", "house"}
+COUNTS = {
+    "adults", "amount", "children", "count", "guests", "limit", "max", "num", "number", "page",
+    "passengers", "people", "qty", "quantity", "results", "rooms", "seats", "size", "tickets",
+}  # fmt: skip
+RATES = {
+    "discount", "gst", "interest", "percent", "percentage", "rate", "tax", "tip",
+}  # fmt: skip
+MONEY = {
+    "balance", "bill", "budget", "cost", "expenses", "fee", "income", "loan", "price",
+    "principal", "revenue", "salary", "subtotal", "total", "value",
+}  # fmt: skip
+MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September",
+    "October", "November", "December",
+)  # fmt: skip
+
+
+def category(name: str, schema: Mapping[str, Any]) -> str:
+    """The meaning of an argument: a key of `POOLS`, ``date``, ``id``, ``number``, … or ``other``."""
+    if schema.get("enum"):
+        return "enum"
+    kind = schema.get("type")
+    own = words(name)
+    if kind == "boolean":
+        return "boolean"
+    if kind in ("integer", "number"):
+        return "year" if "year" in own else "number"
+    if set(own) & VENUES and (len(own) == 1 or own[-1] == "name"):
+        return "venue"
+    note = re.findall(r"[a-z]+", str(schema.get("description") or "").lower())
+    if set(own) <= AMBIGUOUS and (found := _first_category(note, HINTS)) is not None:
+        return found
+    return _first_category(own, CATEGORIES) or "other"
+
+
+def _first_category(found: Sequence[str], labels: Sequence[str]) -> str | None:
+    keys = {w for word in found for w in (word, word.removesuffix("s"))}
+    return next(
+        (c for c, named in CATEGORY_WORDS if c in labels and keys & set(named.split())), None
+    )
+
+
+def sample(
+    name: str, schema: Mapping[str, Any], observed: Sequence[Any], generator: random.Random
+) -> Any:
+    """A value for the argument that satisfies ``schema``; ``None`` if none can be thought of."""
+    kind = schema.get("type")
+    if kind == "array":
+        return _array(name, schema, observed, generator)
+    if schema.get("enum"):
+        return generator.choice(list(schema["enum"]))
+    if kind == "boolean":
+        return generator.random() < 0.6
+    if kind in ("integer", "number"):
+        return _number(name, schema, observed, generator)
+    if kind not in ("string", None):
+        return None
+    return _text(name, schema, [v for v in observed if isinstance(v, str)], generator)
+
+
+def _array(
+    name: str, schema: Mapping[str, Any], observed: Sequence[Any], generator: random.Random
+) -> Any:
+    items = schema.get("items")
+    if not isinstance(items, Mapping) or items.get("type") not in ("string", "integer", "number"):
+        return None
+    flat = [leaf for value in observed if isinstance(value, list) for leaf in value]
+    values = [sample(name, items, flat, generator) for _ in range(generator.randint(2, 4))]
+    unique = list(dict.fromkeys(v for v in values if v is not None))
+    return unique or None
+
+
+def _number(
+    name: str, schema: Mapping[str, Any], observed: Sequence[Any], generator: random.Random
+) -> Any:
+    own = set(words(name))
+    whole = schema.get("type") == "integer"
+    seen = [v for v in observed if isinstance(v, int | float) and not isinstance(v, bool) and v > 0]
+    if "year" in own:
+        value: float = generator.randint(1985, 2025)
+    elif own & RATES:
+        value = generator.choice([generator.randint(2, 25), round(generator.uniform(1, 15), 1)])
+    elif own & COUNTS:
+        value = generator.randint(1, 12)
+    elif own & MONEY:
+        value = generator.choice([5, 20, 100, 250]) * generator.randint(1, 40)
+    elif seen:
+        value = generator.choice(seen) * generator.choice([0.5, 1, 1.5, 2, 3, 5])
+    else:
+        value = generator.choice([generator.randint(1, 20), generator.randint(20, 200)])
+    low, high = schema.get("minimum"), schema.get("maximum")
+    value = max(value, low) if isinstance(low, int | float) else value
+    value = min(value, high) if isinstance(high, int | float) else value
+    if whole or float(value).is_integer():
+        return max(round(value), 1) if whole else int(value)
+    return round(value, 2)
+
+
+def _text(
+    name: str, schema: Mapping[str, Any], observed: Sequence[str], generator: random.Random
+) -> str | None:
+    label = category(name, schema)
+    short = [v for v in observed if 0 < len(v) <= 40 and label not in ("id", "date", "time")]
+    if short and generator.random() < 0.35:
+        return generator.choice(short)
+    if label == "date":
+        month, day = generator.randint(1, 12), generator.randint(1, 28)
+        return f"20{generator.randint(23, 26)}-{month:02}-{day:02}"
+    if label == "time":
+        return f"{generator.randint(6, 22):02}:{generator.choice(['00', '15', '30', '45'])}"
+    if label == "id":
+        letters = "".join(generator.choice("ABCDEFGHKLMNPRSTUVWXYZ") for _ in range(2))
+        digits = generator.randint(100, 99999)
+        return generator.choice([f"{letters}{digits}", f"{letters}-{digits}", str(digits)])
+    if label == "year":
+        return str(generator.randint(1985, 2025))
+    if label == "email":
+        return f"{generator.choice(POOLS['person']).split()[0].lower()}@example.com"
+    if label == "url":
+        return f"https://www.example.com/{generator.choice(POOLS['query']).replace(' ', '-')}"
+    if label == "phone":
+        return f"555-{generator.randint(100, 999)}-{generator.randint(1000, 9999)}"
+    pool = POOLS.get(label)
+    return generator.choice(pool) if pool else generator.choice(short) if short else None
+
+
+def spoken_date(value: str, generator: random.Random) -> str:
+    """An ISO date as people write it.
+
+    >>> spoken_date("2024-10-05", random.Random(0)) in ("October 5, 2024", "5 October 2024")
+    True
+    """
+    year, month, day = value.split("-")
+    name = MONTHS[int(month) - 1]
+    return generator.choice([f"{name} {int(day)}, {year}", f"{int(day)} {name} {year}"])
