@@ -86,6 +86,9 @@ class PrepareSettings(Section):
     irrelevance_share: Share = Field(
         0.1, description="requests whose fitting tools were taken away, share of all"
     )
+    max_faulty_share: Share = Field(
+        0.3, description="more records set aside for faults (not for length) fail the stage"
+    )
     seed: int = 0
 
 

@@ -86,14 +86,12 @@ def _benchmark(stage: StageRun) -> Benchmark:
     folder = stage.root / "data" / "raw" / "bfcl-v3"
     if folder.is_dir():
         return read_bfcl(folder)
-    stage.log(
-        f"{folder} is missing: overlap with BFCL is NOT checked (add bfcl-v3 to fetch.sources)"
-    )
+    stage.log(f"{folder} is missing: overlap with BFCL is NOT checked (fetch.sources: bfcl-v3)")
     return Benchmark()
 
 
 def read_held_out(root: Path) -> dict[str, set[str]]:
-    """Ids per source of the reserved test split in ``data/holdout.yaml``; empty without the file."""
+    """Ids per source of the reserved test split (``data/holdout.yaml``; none without the file)."""
     path = root / HOLDOUT
     if not path.exists():
         return {}

@@ -161,7 +161,7 @@ MONTHS = (
 
 
 def category(name: str, schema: Mapping[str, Any]) -> str:
-    """The meaning of an argument: a key of `POOLS`, ``date``, ``id``, ``number``, … or ``other``."""
+    """What an argument means: a key of `POOLS`, ``date``, ``id``, ``number``, … or ``other``."""
     if schema.get("enum"):
         return "enum"
     kind = schema.get("type")
