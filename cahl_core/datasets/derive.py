@@ -12,6 +12,7 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from cahl_core.datasets import wording
@@ -60,9 +61,13 @@ class Catalogue:
                     catalogue.seen[call.name, name].append(value)
         return catalogue
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         return sorted(self.tools)
+
+    @cached_property
+    def topics(self) -> dict[str, frozenset[str]]:
+        return {name: frozenset(topic(tool)) for name, tool in self.tools.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +226,9 @@ def _distractors(
     """Other tools: with ``related`` the first shares a word with the wanted ones, a hard choice."""
     pool = [n for n in catalogue.names if n not in names]
     generator.shuffle(pool)
-    wanted = {w for n in names for w in topic(catalogue.tools[n])}
+    wanted = {w for n in names for w in catalogue.topics[n]}
     if related:
-        pool.sort(key=lambda n: not wanted & topic(catalogue.tools[n]))
+        pool.sort(key=lambda n: not wanted & catalogue.topics[n])
         pool = pool[:2] + generator.sample(pool[2:], len(pool) - 2) if len(pool) > 2 else pool
     variants: list[Variant] = []
     for name in pool:
@@ -323,10 +328,9 @@ def _irrelevance(catalogue: Catalogue, number: str, generator: random.Random) ->
     if generator.random() < 0.3:
         request = asked.parent.messages[-1].content
         gone |= {call.name for call in asked.parent.calls}
-    known = [catalogue.tools[n] for n in gone if n in catalogue.tools]
-    wanted = {w for tool in known for w in topic(tool)}
+    wanted = {w for n in gone if n in catalogue.tools for w in catalogue.topics[n]}
     wanted |= {w.strip(".,?!'").lower().rstrip("s") for w in request.split() if len(w) > 3}
-    far = [n for n in catalogue.names if n not in gone and not topic(catalogue.tools[n]) & wanted]
+    far = [n for n in catalogue.names if n not in gone and not catalogue.topics[n] & wanted]
     if not far:
         return None
     chosen = generator.sample(far, min(len(far), generator.choice((1, 1, 2, 3))))

@@ -20,7 +20,7 @@ from cahl_core.datasets import nestful
 from cahl_core.datasets.checks import LIMITS, Quarantined, check, parse, quarantine
 from cahl_core.datasets.derive import KINDS, derive, with_plan
 from cahl_core.datasets.overlap import Benchmark, normalise, read_bfcl
-from cahl_core.datasets.prompts import Lengths, PromptMeter
+from cahl_core.datasets.prompts import PromptMeter
 from cahl_core.datasets.sources import Source, load_sources, pick
 from cahl_core.errors import ConfigError, DataError, StageInputError
 from cahl_core.files import atomic_dir, digest, read_jsonl, write_json, write_jsonl
@@ -42,7 +42,7 @@ class Sorted:
     quarantined: list[Quarantined] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
     held_out: Counter[str] = field(default_factory=Counter)
-    lengths: dict[str, Lengths] = field(default_factory=dict)
+    ids: set[str] = field(default_factory=set)
 
     @property
     def faulty_share(self) -> float:
@@ -187,15 +187,16 @@ def _sort_one(
         shared = next(filter(None, (benchmark.overlap(m.content) for m in task.messages)), None)
         if text in texts:
             problem = "duplicate", f"same request as {texts[text]}"
+        elif task.id in found.ids:
+            problem = "duplicate", "the id is taken by an earlier record"
         elif shared is not None:
             problem = "benchmark_overlap", shared
         else:
-            lengths = meter.measure(task)
-            problem = meter.problem(lengths)
+            problem = meter.problem(meter.measure(task))
             if problem is None:
                 texts[text] = task.id
+                found.ids.add(task.id)
                 found.kept.append(task)
-                found.lengths[task.id] = lengths
                 return
     assert problem is not None
     found.quarantined.append(quarantine(record, source, record_id, problem))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from cahl_core.config import ModelSettings, PrepareSettings
 from cahl_core.datasets.checks import Problem
 from cahl_core.errors import StageInputError
+from cahl_core.files import digest
 from cahl_core.protocol.prompts import (
     execution_text,
     executor_prompt,
@@ -39,6 +40,7 @@ class PromptMeter:
         self.rendering = model.tool_rendering
         self.max_context = model.max_context
         self.max_prompt = settings.max_prompt_tokens
+        self._known: dict[tuple[str, str], int] = {}
 
     @classmethod
     def load(cls, backbone: Path, model: ModelSettings, settings: PrepareSettings) -> PromptMeter:
@@ -51,9 +53,13 @@ class PromptMeter:
         return cls(tokenizer, model, settings)
 
     def planner(self, task: ToolTask, rendering: Literal["compact", "json"] | None = None) -> int:
-        """Tokens of the planner's prompt."""
+        """Tokens of the planner's prompt, counted once per request."""
         chosen = rendering or self.rendering
-        return len(planner_prompt(self.tokenizer, task.messages, task.tools, chosen))
+        key = (digest([task.id, len(task.tools), [m.content for m in task.messages]]), chosen)
+        if key not in self._known:
+            prompt = planner_prompt(self.tokenizer, task.messages, task.tools, chosen)
+            self._known[key] = len(prompt)
+        return self._known[key]
 
     def measure(self, task: ToolTask) -> Lengths:
         """All lengths; the executor's are those of the longest sub-task."""

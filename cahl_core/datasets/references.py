@@ -211,10 +211,12 @@ def prune(value: Any, paths: Sequence[str], limit: int) -> Any:
 
 def _trim(value: Any, depth: int, items: int, text: int) -> Any:
     if isinstance(value, Mapping):
-        kept = {k: _trim(v, depth - 1, items, text) for k, v in value.items() if depth > 0}
+        if depth <= 0:
+            return {}
+        kept = {k: _trim(v, depth - 1, items, text) for k, v in value.items()}
         return {k: v for k, v in kept.items() if v not in ({}, [], None, "")}
     if isinstance(value, list):
-        return [_trim(v, depth, items, text) for v in value[:items] if depth > 0]
+        return [_trim(v, depth, items, text) for v in value[:items]] if depth > 0 else []
     if isinstance(value, str) and len(value) > text:
         return ""
     return value
@@ -226,17 +228,16 @@ def _empty(value: Any) -> Any:
 
 def _graft(cut: Any, full: Any, paths: Sequence[str]) -> Any:
     """Puts the values at ``paths`` of ``full`` back into ``cut``."""
-    cut = copy.deepcopy(cut)
     for path in paths:
         if not path:
-            return copy.deepcopy(full)
+            return full
         cut = _put(cut, full, [(m[1], m[2]) for m in STEP.finditer(path)])
     return cut
 
 
 def _put(cut: Any, full: Any, steps: list[tuple[str | None, str | None]]) -> Any:
     if not steps:
-        return copy.deepcopy(full)
+        return full
     index, key = steps[0]
     if isinstance(full, list):
         position = int(index) if index is not None else 0
