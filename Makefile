@@ -14,6 +14,8 @@ TORCH_BACKEND ?= auto
 PIP_FIND_LINKS ?=
 
 export DAGSTER_PORT MLFLOW_PORT
+# Where it is set, every stage would compile torch, transformers and mlflow again.
+unexport PYTHONDONTWRITEBYTECODE
 export DAGSTER_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false

@@ -5,6 +5,7 @@ version: the md5 sums of ``dvc.lock``.
 """
 
 # Dagster reads the annotations of the asset function, so they stay objects here.
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,14 +62,14 @@ def _materialize(
     stage: DvcStage, root: Path, context: dg.AssetExecutionContext, client: StageClient
 ) -> dg.MaterializeResult[Any]:
     started = time.time()
-    command = dvc("repro", "--single-item", stage.name)
+    command = dvc("repro", "--quiet", "--single-item", stage.name)
     try:
         invocation = client.run(command=command, context=context)
     except DagsterPipesExecutionError as error:
         raise _failure(stage, root, started, error) from error
     reran = _touched_since(sidecar(root, stage.name), started)
     if not reran:
-        context.log.info(f"{stage.name}: nothing changed, the earlier result stands")
+        print(f"[{stage.name}] nothing changed, the earlier result stands", file=sys.stderr)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(data_version(stage, root)),
         metadata=stage_metadata(stage, root) | _reported(invocation) | {"ran": reran},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import dagster as dg
 import psutil
 
 STOP_SECONDS = 20
+
+# Dagster warns about its own use of a preview function each time a Pipes session opens.
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 
 def project_root() -> Path:

@@ -20,14 +20,14 @@ REPORT = Path("reports/evaluation/report.html")
 
 def summary(root: Path, stages: Sequence[str], ran: Sequence[str]) -> RenderableType:
     """Scores of the three models, time and memory per stage, what to look at next."""
-    scores = read_json(root / METRICS) if (root / METRICS).exists() else {}
-    return Group(_scores(scores), _stages(root, stages, ran), _next(root, stages))
+    parts: list[RenderableType] = [_stages(root, stages, ran), _next(root, stages)]
+    if (root / METRICS).exists():
+        parts.insert(0, _scores(read_json(root / METRICS)))
+    return Group(*parts)
 
 
 def _scores(scores: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"BFCL v3, fixed sample of {scores.get('n', '?')} items", title_justify="left"
-    )
+    table = Table(title=f"BFCL v3, {scores.get('n', '?')} items", title_justify="left")
     table.add_column("model")
     for name in ("BFCL accuracy", "95 % interval", "plan validity", "call validity", "mean reward"):
         table.add_column(name, justify="right")

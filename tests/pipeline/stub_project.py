@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,12 +87,25 @@ with _failures(name, root, record=True), stages.open_stage(name, root, Settings(
 """
 
 
-def run(*command: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """A command of this interpreter's environment; its output is in the assertion on failure."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+def run(
+    *command: str, cwd: Path, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A command; its output is in the assertion on failure."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | environment,
+    )
     assert not check or done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
     return done
 
 
-def dvc(*arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "-m", "dvc", *arguments, cwd=cwd, check=check)
+def dvc(
+    *arguments: str, cwd: Path, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A dvc command of this interpreter's environment."""
+    command = (sys.executable, "-m", "dvc", *arguments)
+    return run(*command, cwd=cwd, check=check, **environment)
