@@ -1,23 +1,30 @@
-"""The held-back tasks of the training data: rewards and efficiency of one agent.
+"""The held-back tasks of the training data: rewards, validity and efficiency of one model.
 
-Histories are teacher-forced as in training: a sub-task that stands for a gold call hands on that
-call's recorded result, whatever the executor wrote.
+The rollouts are training's own (`training.rollout`), greedy, one plan and one execution per
+sub-task, with teacher-forced histories: ``mean_reward`` is the planner's reward as in training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cahl_core.config import RewardSettings
-from cahl_core.datasets.references import resolve
+from cahl_core.config import Settings
 from cahl_core.errors import StageInputError
-from cahl_core.evaluation.metrics import is_solved, redundant_calls
+from cahl_core.evaluation.metrics import is_solved, plan_is_valid, redundant_calls
 from cahl_core.files import read_jsonl
-from cahl_core.records import Plan, ToolCall, ToolTask
-from cahl_core.rewards import align_plan, execution_reward, executor_reward, parameter_reward
-from cahl_core.serving.agent import AgentResult, Environment, Request
+from cahl_core.protocol.parsing import ParseFailure, parse_execution
+from cahl_core.records import ToolTask
+from cahl_core.rewards import fits_schema
+from cahl_core.serving.agent import OPENINGS
+
+if TYPE_CHECKING:
+    from cahl_core.policy.engine import Engine
+    from cahl_core.training.rollout import Tree
+
+# The record of one task as kept on disk: JSON values only.
+DevRecord = dict[str, Any]
 
 
 def load_tasks(path: Path, count: int) -> list[ToolTask]:
@@ -32,78 +39,68 @@ def load_tasks(path: Path, count: int) -> list[ToolTask]:
     return tasks
 
 
-def dev_requests(tasks: Sequence[ToolTask]) -> list[Request]:
-    """The requests of tasks, answered from the recorded results."""
-    return [Request(t.messages, t.tools, replay(t), seed=t.id) for t in tasks]
+def run_dev(engine: Engine, settings: Settings, tasks: Sequence[ToolTask]) -> list[DevRecord]:
+    """One record per task: texts, calls, rewards of both roles, validity."""
+    from cahl_core.training.rollout import Roller
+
+    roller = Roller(_EndsEarly(engine), settings)  # type: ignore[arg-type]
+    trees = roller.rollout(tasks, "dev", plans=1, executions=1, greedy=True)
+    return [dev_record(tree) for tree in trees]
 
 
-def replay(task: ToolTask) -> Environment:
-    """Gives each sub-task the recorded result of the gold call it stands for."""
+class _EndsEarly:
+    """The engine, ending texts that are outside the grammar from their first tokens on."""
 
-    def environment(plan: Plan, number: int, calls: Sequence[ToolCall]) -> Any:
-        column = align_plan(plan, task.calls)[number]
-        return None if column is None else task.results[column]
+    def __init__(self, engine: Engine) -> None:
+        self.policy = engine.policy
+        self._engine = engine
 
-    return environment
-
-
-def resolved_gold(task: ToolTask) -> tuple[ToolCall, ...]:
-    """The gold calls with recorded values for references; a call whose value is unknown stays."""
-    schemas = {t.name: t.parameters for t in task.tools}
-    calls = []
-    for call in task.calls:
-        arguments = resolve(call, task.results, schemas.get(call.name, {}))
-        calls.append(call if arguments is None else ToolCall(call.name, arguments))
-    return tuple(calls)
+    def generate(self, prompts: Any, role: str, **options: Any) -> Any:
+        return self._engine.generate(prompts, role, openings=OPENINGS[role], **options)
 
 
-def task_rewards(
-    task: ToolTask, result: AgentResult, weights: RewardSettings
-) -> tuple[float, float | None]:
-    """(R_h of the plan with this one execution, mean R_l over its executor texts).
+def dev_record(tree: Tree) -> DevRecord:
+    """What is kept of a tree with one plan and one execution."""
+    from cahl_core.training.rollout import resolved_gold
 
-    R_l is ``None`` where the executor was never asked.
-    """
-    plan, gold = result.plan, resolved_gold(task)
-    if not isinstance(plan, Plan):
-        return 0.0, None
-    made = [getattr(step.execution, "calls", ()) for step in result.steps]
-    execution = execution_reward(made, gold, weights.c_extra)
-    parameters = parameter_reward(plan, task.calls, weights.param_match)
-    planner = weights.w_param * parameters + weights.w_exe * execution
-    aligned = align_plan(plan, task.calls)
-    parts = [
-        executor_reward(
-            step.execution, [] if column is None else [gold[column]], task.tools, weights
-        ).total
-        for step, column in zip(result.steps, aligned, strict=False)
-    ]
-    return planner, _mean(parts)
-
-
-def dev_summary(
-    tasks: Sequence[ToolTask], results: Sequence[AgentResult], weights: RewardSettings
-) -> dict[str, Any]:
-    """Mean rewards of both roles, solved tasks, calls per solved task, redundant-call rate."""
-    rewards = [task_rewards(t, r, weights) for t, r in zip(tasks, results, strict=True)]
-    calls = [r.calls for r in results]
-    gold = [resolved_gold(t) for t in tasks]
-    solved = [
-        r.outcome in ("calls", "abstained") and is_solved(c, g)
-        for r, c, g in zip(results, calls, gold, strict=True)
-    ]
-    made = sum(map(len, calls))
-    redundant = sum(redundant_calls(c, g) for c, g in zip(calls, gold, strict=True))
+    task, (node,) = tree.task, tree.plans
+    assert node.reward is not None
+    gold = resolved_gold(task)
+    texts = [s.completion.text for n in node.nodes for s in n.samples]
+    calls = [call for n in node.nodes for made in n.calls for call in made]
+    broken = sum(isinstance(parse_execution(text), ParseFailure) for text in texts)
+    rewards = [reward.total for n in node.nodes for reward in n.rewards]
     return {
-        "dev_n": len(tasks),
-        "mean_reward": _mean([h for h, _ in rewards]) or 0.0,
-        "mean_executor_reward": _mean([e for _, e in rewards if e is not None]),
-        "solved": sum(solved),
-        "calls_per_task": made / len(tasks) if tasks else None,
-        "calls_per_solved_task": _mean(
-            [float(len(c)) for c, ok in zip(calls, solved, strict=True) if ok]
+        "id": task.id,
+        "source": task.source,
+        "plan_text": node.sample.completion.text,
+        "texts": texts,
+        "calls": [c.to_json() for c in calls],
+        "planner_reward": node.reward.total,
+        "executor_reward": _mean(rewards),
+        "plan_valid": plan_is_valid(node.plan, task.tools),
+        "calls_attempted": len(calls) + broken,
+        "calls_valid": sum(fits_schema(c, task.tools) for c in calls),
+        "solved": not broken and plan_is_valid(node.plan, task.tools) and is_solved(calls, gold),
+        "redundant_calls": redundant_calls(calls, gold),
+    }
+
+
+def dev_summary(records: Sequence[DevRecord]) -> dict[str, Any]:
+    """Mean rewards of both roles, solved tasks, calls per (solved) task, redundant-call rate."""
+    made = sum(len(r["calls"]) for r in records)
+    return {
+        "dev_n": len(records),
+        "mean_reward": _mean(r["planner_reward"] for r in records) or 0.0,
+        "mean_executor_reward": _mean(
+            r["executor_reward"] for r in records if r["executor_reward"] is not None
         ),
-        "redundant_call_rate": redundant / made if made else None,
+        "dev_solved": sum(r["solved"] for r in records),
+        "calls_per_task": made / len(records) if records else None,
+        "calls_per_solved_task": _mean(float(len(r["calls"])) for r in records if r["solved"]),
+        "redundant_call_rate": (
+            sum(r["redundant_calls"] for r in records) / made if made else None
+        ),
     }
 
 

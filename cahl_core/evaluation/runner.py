@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from cahl_core.config import Settings
 from cahl_core.errors import DataError
 from cahl_core.evaluation.bfcl import BfclItem
 from cahl_core.evaluation.checker import Answer
+from cahl_core.evaluation.dev import DevRecord, run_dev
 from cahl_core.files import digest, read_jsonl, tree_digest, write_jsonl
 from cahl_core.progress import progress
+from cahl_core.records import ToolTask
 from cahl_core.serving.agent import Agent, AgentResult, Request
 
 LIBRARIES = ("torch", "transformers", "peft")
-CODE = ("protocol", "policy", "serving/agent.py", "records.py")
+CODE = ("protocol", "policy", "serving/agent.py", "records.py", "rewards.py", "training/rollout.py",
+        "evaluation/dev.py", "evaluation/metrics.py")  # fmt: skip
 
 
 def bfcl_requests(items: Sequence[BfclItem]) -> list[Request]:
@@ -46,12 +50,18 @@ def versions() -> dict[str, str]:
 def run_key(settings: Settings, backbone: Path, adapters: Path | None) -> str:
     """Digest of everything the texts of a model depend on, apart from the requests."""
     package = Path(cahl_core.__file__).parent
-    evaluate = settings.evaluate
+    evaluate, train = settings.evaluate, settings.train
     return digest(
         {
             "backbone": tree_digest(backbone),
             "adapters": None if adapters is None else tree_digest(adapters),
             "model": settings.model.model_dump(mode="json"),
+            "rollout": [
+                train.rewards.model_dump(mode="json"),
+                train.max_sub_tasks,
+                train.planner.max_tokens,
+                train.executor.max_tokens,
+            ],
             "tokens": [evaluate.plan_tokens, evaluate.call_tokens, evaluate.batch_size],
             "code": [_code_digest(package / part) for part in CODE],
             "versions": versions(),
@@ -64,52 +74,88 @@ def _code_digest(path: Path) -> Any:
     return [[f.name, tree_digest(f)] for f in files]
 
 
-def build_agent(settings: Settings, backbone: Path, adapters: Path | None) -> Agent:
-    """Policy, engine and agent for one model of the evaluation, greedy."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One model in memory, as the evaluation uses it."""
+
+    agent: Agent
+    dev: Callable[[Sequence[ToolTask]], list[DevRecord]]
+
+
+def load_model(settings: Settings, backbone: Path, adapters: Path | None) -> Loaded:
+    """Policy and engine of one model, greedy; ``adapters=None`` is the bare backbone."""
     from cahl_core.policy.backbone import Policy
     from cahl_core.policy.engine import Engine
 
     policy = Policy.load(backbone, adapters, settings.model)
-    return Agent(
-        Engine(policy).generate,
+    engine = Engine(policy)
+    agent = Agent(
+        engine.generate,
         policy.tokenizer,
         settings.model,
         plan_tokens=settings.evaluate.plan_tokens,
         call_tokens=settings.evaluate.call_tokens,
     )
+    return Loaded(agent, lambda tasks: run_dev(engine, settings, tasks))
 
 
-def run_model(
-    name: str,
-    requests: Sequence[Request],
-    make_agent: Callable[[], Agent],
-    cache: Path,
-    batch_size: int,
-) -> list[AgentResult]:
-    """One result per request; chunks already in ``cache`` are read, the others written there.
+class ModelRun:
+    """What one model writes, from the cache where it is there.
 
     Args:
-        name: for the progress bar.
-        make_agent: called at the first missing chunk only.
+        load: called at the first missing chunk only.
         cache: directory of this model's `run_key`.
+        batch_size: requests per chunk.
     """
-    results: list[AgentResult] = []
-    agent: Agent | None = None
-    with progress(f"evaluate {name}", len(requests)) as bar:
-        for start in range(0, len(requests), batch_size):
-            chunk = requests[start : start + batch_size]
-            path = cache / f"{_chunk_digest(chunk)}.jsonl"
-            done = _read_chunk(path, len(chunk))
-            if done is None:
-                agent = agent or make_agent()
-                done = agent.run(chunk, on_finished=bar.advance)
-                write_jsonl(path, (r.to_json() for r in done))
-            else:
+
+    def __init__(self, name: str, load: Callable[[], Loaded], cache: Path, batch_size: int) -> None:
+        self.name = name
+        self.cache = cache
+        self.batch_size = batch_size
+        self._load = load
+        self._loaded: Loaded | None = None
+
+    def answer(self, requests: Sequence[Request]) -> list[AgentResult]:
+        """One result per request, in order."""
+        results: list[AgentResult] = []
+        with progress(f"evaluate {self.name}: BFCL", len(requests)) as bar:
+            for start in range(0, len(requests), self.batch_size):
+                chunk = requests[start : start + self.batch_size]
+                path = self.cache / f"bfcl-{_chunk_digest(chunk)}.jsonl"
+                records = _read_chunk(path, len(chunk))
+                if records is None:
+                    done = self._model().agent.run(chunk, on_finished=bar.advance)
+                    records = [r.to_json() for r in done]
+                    write_jsonl(path, records)
+                else:
+                    bar.advance(len(chunk))
+                results += [AgentResult.from_json(record) for record in records]
+        return results
+
+    def dev(self, tasks: Sequence[ToolTask]) -> list[DevRecord]:
+        """One record per held-back task, in order."""
+        records: list[DevRecord] = []
+        with progress(f"evaluate {self.name}: dev tasks", len(tasks)) as bar:
+            for start in range(0, len(tasks), self.batch_size):
+                chunk = tasks[start : start + self.batch_size]
+                path = self.cache / f"dev-{digest([t.to_json() for t in chunk])}.jsonl"
+                done = _read_chunk(path, len(chunk))
+                if done is None:
+                    done = self._model().dev(chunk)
+                    write_jsonl(path, done)
                 bar.advance(len(chunk))
-            results += done
-    del agent
-    gc.collect()  # the next model needs the memory
-    return results
+                records += done
+        return records
+
+    def close(self) -> None:
+        """Frees the weights: the next model needs the memory."""
+        self._loaded = None
+        gc.collect()
+
+    def _model(self) -> Loaded:
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
 
 
 def _chunk_digest(chunk: Sequence[Request]) -> str:
@@ -118,11 +164,11 @@ def _chunk_digest(chunk: Sequence[Request]) -> str:
     )
 
 
-def _read_chunk(path: Path, count: int) -> list[AgentResult] | None:
+def _read_chunk(path: Path, count: int) -> list[dict[str, Any]] | None:
     if not path.exists():
         return None
     try:
-        results = [AgentResult.from_json(record) for record in read_jsonl(path)]
-    except (DataError, KeyError, TypeError):  # not ours or damaged: write it again
+        records = list(read_jsonl(path))
+    except DataError:  # damaged from outside; written again
         return None
-    return results if len(results) == count else None
+    return records if len(records) == count else None

@@ -12,9 +12,21 @@ from typing import Any, Literal, Protocol
 
 from cahl_core.config import ModelSettings
 from cahl_core.errors import PromptTooLongError
-from cahl_core.protocol.parsing import Execution, ParseFailure, parse_execution, parse_plan
+from cahl_core.protocol.parsing import (
+    CALL_OPEN,
+    PLAN_OPEN,
+    RESPONSE_OPEN,
+    THINK_OPEN,
+    Execution,
+    ParseFailure,
+    parse_execution,
+    parse_plan,
+)
 from cahl_core.protocol.prompts import EXECUTION_STOP, PLAN_STOP, executor_prompt, planner_prompt
 from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolSpec
+
+# A text that begins otherwise is outside the grammar already.
+OPENINGS = {"planner": (PLAN_OPEN,), "executor": (THINK_OPEN, CALL_OPEN, RESPONSE_OPEN)}
 
 Outcome = Literal["calls", "abstained", "plan_failure", "execution_failure", "prompt_too_long"]
 
@@ -44,6 +56,7 @@ class Generate(Protocol):
         temperature: float = 0.0,
         seeds: Sequence[str] | None = None,
         stop: Sequence[str] = (),
+        openings: Sequence[str] = (),
         on_finished: Callable[[int], None] | None = None,
     ) -> Sequence[Sequence[Generated]]: ...
 
@@ -203,7 +216,7 @@ class Agent:
             for i, r in enumerate(requests)
         }
         for i, completion in self._complete(
-            prompts, results, requests, "planner", self.plan_tokens, PLAN_STOP, "plan"
+            prompts, results, requests, "planner", self.plan_tokens, "plan"
         ).items():
             results[i].plan_text = completion.text
             results[i].plan = parse_plan(completion.text)
@@ -226,7 +239,7 @@ class Agent:
             for i in live
         }
         completions = self._complete(
-            prompts, results, requests, "executor", self.call_tokens, EXECUTION_STOP, str(number)
+            prompts, results, requests, "executor", self.call_tokens, str(number)
         )
         for i, completion in completions.items():
             execution = parse_execution(completion.text)
@@ -241,7 +254,6 @@ class Agent:
         requests: Sequence[Request],
         role: Literal["planner", "executor"],
         max_tokens: int,
-        stop: Sequence[str],
         label: str,
     ) -> dict[int, Generated]:
         """Completions of the prompts that fit; the others are marked as too long."""
@@ -263,7 +275,8 @@ class Agent:
             max_tokens=max_tokens,
             temperature=self.temperature,
             seeds=[f"{requests[i].seed}/{label}" for i in fitting],
-            stop=stop,
+            stop=PLAN_STOP if role == "planner" else EXECUTION_STOP,
+            openings=OPENINGS[role],
         )
         completions = {i: samples[0] for i, samples in zip(fitting, generated, strict=True)}
         for i, completion in completions.items():
