@@ -120,7 +120,8 @@ def vary(tool: ToolSpec, rename: bool, generator: random.Random) -> Variant:
     taken: set[str] = set()
     for name in _kept(tool, generator):
         new = argument_name(name, style, generator) if style else name
-        new = name if new in taken else new
+        if new in taken or new in tool.properties:
+            new = name
         taken.add(new)
         schema = tidy(name, tool.properties[name], generator)
         slots.append(Slot(new, schema, name in tool.required, name))
