@@ -1,9 +1,13 @@
-"""Decoding attention over one shared copy of each prompt's keys and values.
+"""Attention over trees of tokens: packed rows, and decoding over shared prefixes.
 
-``P`` prompts with ``n`` samples each decode together as ``P * n`` rows. A row's query attends to its
+Packed rows: every unbranched run of a row attends to its ancestors and, causally, to itself; entries
+that a mask would only have zeroed are never computed.
+
+Decoding: ``P`` prompts with ``n`` samples each decode together as ``P * n`` rows. A row's query attends to its
 prompt's keys (``[P, H, L, D]``, held once, not ``n`` times) and to its own suffix, which is written in
-place into a preallocated buffer. Registered with transformers as an attention function: no model
-code is changed.
+place into a preallocated buffer.
+
+Both are registered with transformers as attention functions: no model code is changed.
 """
 
 from __future__ import annotations
@@ -14,7 +18,74 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NAME = "cahl_shared_prefix"
+from cahl_core.policy.packing import Packed
+
+PACKED = "cahl_packed"
+DECODE = "cahl_shared_prefix"
+
+
+@dataclass(frozen=True)
+class PackedRuns:
+    """The runs of a packed row as tensors on the model's device.
+
+    ``spans`` are (start, stop); ``ancestors`` their ancestors' positions (``None``: a root);
+    ``masks`` the boolean ``[run, ancestors + run]`` (``None``: plain causal).
+    """
+
+    spans: list[tuple[int, int]]
+    ancestors: list[Tensor | None]
+    masks: list[Tensor | None]
+
+    @classmethod
+    def of(cls, row: Packed, device: torch.device) -> PackedRuns:
+        spans: list[tuple[int, int]] = []
+        ancestors: list[Tensor | None] = []
+        masks: list[Tensor | None] = []
+        for run in row.runs():
+            above, length = len(run.ancestors), run.stop - run.start
+            spans.append((run.start, run.stop))
+            ancestors.append(torch.from_numpy(run.ancestors).to(device) if above else None)
+            mask = torch.ones(length, above + length, dtype=torch.bool, device=device)
+            masks.append(mask.tril(above) if above and length > 1 else None)
+        return cls(spans, ancestors, masks)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    packed_runs: PackedRuns,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention within one packed row.
+
+    Args:
+        query: ``[1, Hq, L, D]``; key, value: ``[1, H, L, D]``.
+
+    Returns:
+        ``[1, L, Hq, D]``.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    parts = []
+    runs = zip(packed_runs.spans, packed_runs.ancestors, packed_runs.masks, strict=True)
+    for (start, stop), above, mask in runs:
+        k, v = key[:, :, start:stop], value[:, :, start:stop]
+        if above is not None:
+            k = torch.cat([key.index_select(2, above), k], dim=2)
+            v = torch.cat([value.index_select(2, above), v], dim=2)
+        parts.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                query[:, :, start:stop], k, v, mask, is_causal=above is None, scale=scaling
+            )
+        )
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
 @dataclass
@@ -106,7 +177,13 @@ def _by_row(x: Tensor, samples: int) -> Tensor:
 
 
 def register() -> None:
-    """Makes the attention known to transformers under `NAME`; calling it again changes nothing."""
+    """Makes both known to transformers by name; calling it again changes nothing."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, shared_prefix_attention)
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionInterface.register(DECODE, shared_prefix_attention)
+
+
+def passthrough_mask(device: torch.device) -> Tensor:
+    """A four-dimensional mask: transformers hands it on as it is, and both functions ignore it."""
+    return torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=device)

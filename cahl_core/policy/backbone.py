@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from cahl_core.config import ModelSettings
 from cahl_core.errors import ModelError
+from cahl_core.policy import attention
+from cahl_core.policy.packing import Packed
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -99,6 +101,20 @@ class Policy:
         if self.dtype == torch.bfloat16:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
+
+    def hidden_states(self, row: Packed) -> Tensor:
+        """Last hidden states ``[L, hidden]`` of a packed row, with the active adapter."""
+        device = self.device
+        with self.autocast():
+            output = self.decoder(
+                input_ids=torch.from_numpy(row.input_ids)[None].to(device),
+                position_ids=torch.from_numpy(row.position_ids)[None].to(device),
+                attention_mask=attention.passthrough_mask(device),
+                use_cache=False,
+                packed_runs=attention.PackedRuns.of(row, device),
+            )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
 
     def new_adapter(self, name: str, seed: int) -> None:
         """Adds a fresh adapter; its first output is zero, its A matrices are drawn from ``seed``."""
@@ -208,7 +224,6 @@ def load_backbone(
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
-            attn_implementation="sdpa",
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -221,6 +236,8 @@ def load_backbone(
             f"model.max_context={settings.max_context}, but {settings.backbone} has {longest}",
             f"set model.max_context to at most {longest}",
         )
+    attention.register()
+    model.config._attn_implementation = attention.PACKED
     model.requires_grad_(False)
     model.train(False)
     return model.to(device), tokenizer  # type: ignore[arg-type]

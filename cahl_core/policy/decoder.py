@@ -20,7 +20,6 @@ class DecodeModel:
     """A causal LM whose adapted matrices are this object's own; ``refresh`` merges them anew."""
 
     def __init__(self, policy: Policy) -> None:
-        attention.register()
         self.policy = policy
         self._layers = _lora_layers(policy.causal)
         self.model = _shell(policy, self._layers)
@@ -36,10 +35,10 @@ class DecodeModel:
             self._plain[path].weight.data = weight
 
     def prefill_attention(self) -> None:
-        self.model.config._attn_implementation = "sdpa"
+        self.model.config._attn_implementation = attention.PACKED
 
     def decode_attention(self) -> None:
-        self.model.config._attn_implementation = attention.NAME
+        self.model.config._attn_implementation = attention.DECODE
 
 
 def _lora_layers(causal: nn.Module) -> dict[str, Any]:

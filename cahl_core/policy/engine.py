@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from cahl_core.errors import PromptTooLongError
-from cahl_core.policy.attention import PrefixState
+from cahl_core.policy.attention import PackedRuns, PrefixState, passthrough_mask
 from cahl_core.policy.backbone import Policy
 from cahl_core.policy.decoder import DecodeModel
-from cahl_core.policy.packing import Packed, pack
+from cahl_core.policy.packing import pack
 
 COMPACT_BELOW = 0.7  # rebuild the batch when fewer than this share of its rows is alive
 TAIL_TOKENS = 16  # a stop string never spans more tokens than this
@@ -84,6 +84,7 @@ class Engine:
         temperature: float = 0.0,
         seeds: Sequence[str] | None = None,
         stop: Sequence[str] = (),
+        openings: Sequence[str] = (),
         on_finished: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """``samples`` completions of every prompt, in the order given.
@@ -93,6 +94,8 @@ class Engine:
             temperature: 0 is greedy.
             seeds: one string per prompt; sample ``i`` draws from ``seed/i``.
             stop: texts whose appearance ends a completion (kept in it).
+            openings: if given, a completion that can no longer begin with one of them ends there,
+                unfinished: whatever followed, it would be outside the grammar.
             on_finished: told how many prompts each batch completed.
 
         Raises:
@@ -107,7 +110,7 @@ class Engine:
         results: list[list[Completion]] = [[] for _ in prompts]
         for batch in self._batches(prompts, samples, max_tokens):
             rows = [_Sample(p, f"{names[p]}/{i}") for p in batch for i in range(samples)]
-            self._run(prompts, batch, rows, max_tokens, temperature, stop)
+            self._run(prompts, batch, rows, max_tokens, temperature, stop, openings)
             for row in rows:
                 text = self.policy.tokenizer.decode(self._strip_end(row.ids))
                 results[row.prompt].append(Completion(row.ids, row.logprobs, text, row.finished))
@@ -151,6 +154,7 @@ class Engine:
         max_tokens: int,
         temperature: float,
         stop: Sequence[str],
+        openings: Sequence[str],
     ) -> None:
         samples = len(rows) // len(batch)
         if temperature > 0:
@@ -162,7 +166,8 @@ class Engine:
         live = rows
         for step in range(max_tokens):
             tokens, logprobs = _choose(logits, live, step, temperature)
-            self._record(live, tokens.tolist(), logprobs.tolist(), stop, step == max_tokens - 1)
+            last = step == max_tokens - 1
+            self._record(live, tokens.tolist(), logprobs.tolist(), stop, openings, last)
             alive = sum(not r.done for r in live)
             if not alive:
                 return
@@ -180,6 +185,7 @@ class Engine:
         tokens: list[int],
         logprobs: list[float],
         stop: Sequence[str],
+        openings: Sequence[str],
         last: bool,
     ) -> None:
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
@@ -189,7 +195,13 @@ class Engine:
             row.logprobs.append(logprob)
             self.decoded_tokens += 1
             row.finished = token in self._ends or self._stopped(row.ids, stop)
-            row.done = row.finished or last
+            row.done = row.finished or last or self._strayed(row.ids, openings)
+
+    def _strayed(self, ids: list[int], openings: Sequence[str]) -> bool:
+        if not openings or len(ids) > TAIL_TOKENS:
+            return False
+        text: str = self.policy.tokenizer.decode(ids).lstrip()
+        return not any(text.startswith(o) or o.startswith(text) for o in openings)
 
     def _stopped(self, ids: list[int], stop: Sequence[str]) -> bool:
         if not stop:
@@ -208,14 +220,15 @@ class Engine:
         longest = max(map(len, prompts))
         state: PrefixState | None = None
         logits: list[Tensor] = [torch.empty(0)] * len(prompts)
-        for row in _prefill_rows(prompts, self.row_tokens):
+        for row in pack(prompts, self.row_tokens):
             cache: Any = DynamicCache(config=model.config)
             hidden = model.base_model(
                 input_ids=torch.from_numpy(row.input_ids)[None].to(device),
                 position_ids=torch.from_numpy(row.position_ids)[None].to(device),
-                attention_mask=row.mask().to(device),
+                attention_mask=passthrough_mask(device),
                 past_key_values=cache,
                 use_cache=True,
+                packed_runs=PackedRuns.of(row, device),
             ).last_hidden_state[0]
             self.prefilled_tokens += len(row)
             if state is None:
@@ -236,8 +249,7 @@ class Engine:
         hidden = model.base_model(
             input_ids=tokens[:, None],
             position_ids=positions[:, None],
-            # four dimensions: passed through to the attention function, which has its own mask
-            attention_mask=tokens.new_zeros((1, 1, 1, 1), dtype=torch.bool),
+            attention_mask=passthrough_mask(tokens.device),
             use_cache=False,
             prefix_state=state,
         ).last_hidden_state[:, 0]
@@ -259,34 +271,6 @@ class Engine:
         keep = torch.tensor(chosen, device=self.policy.device)
         state.select(torch.tensor(kept, device=self.policy.device), keep)
         return keep
-
-
-def _prefill_rows(prompts: list[Sequence[int]], budget: int) -> Iterator[Packed]:
-    """Prompts that share at least half of their tokens go into one row, others into their own.
-
-    Unrelated prompts in one row would only add masked entries to the attention matrix.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
-    groups: list[list[int]] = []
-    for index in order:
-        if groups and _related(prompts[groups[-1][-1]], prompts[index]):
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    for group in groups:
-        for row in pack([prompts[i] for i in group], budget):
-            yield Packed(
-                row.input_ids,
-                row.position_ids,
-                row.parents,
-                row.paths,
-                [group[i] for i in row.indices],
-            )
-
-
-def _related(first: Sequence[int], second: Sequence[int]) -> bool:
-    half = min(len(first), len(second)) // 2
-    return list(first[:half]) == list(second[:half])
 
 
 def _empty_state(

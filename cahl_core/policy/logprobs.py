@@ -85,13 +85,7 @@ def row_logprobs(
         keys = zip(row.parents[scored].tolist(), row.input_ids[scored].tolist(), strict=True)
         members.append(torch.tensor([pairs.setdefault(k, len(pairs)) for k in keys]))
     table = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
-    with policy.autocast():
-        hidden = policy.decoder(
-            input_ids=torch.from_numpy(row.input_ids)[None].to(device),
-            position_ids=torch.from_numpy(row.position_ids)[None].to(device),
-            attention_mask=row.mask().to(device),
-            use_cache=False,
-        ).last_hidden_state[0]
+    hidden = policy.hidden_states(row)
     with torch.autocast(device.type, enabled=False):
         values, entropies = HeadLogProbs.apply(  # type: ignore[no-untyped-call]
             hidden[torch.from_numpy(table[:, 0]).to(device)],

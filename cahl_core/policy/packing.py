@@ -11,11 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Row positions ``start`` to ``stop``, each the child of the one before.
+
+    ``ancestors`` are the row positions above ``start``, from the root down.
+    """
+
+    start: int
+    stop: int
+    ancestors: Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +49,29 @@ class Packed:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def mask(self) -> Tensor:
-        """Boolean ``[1, 1, L, L]``: entry (i, j) tells whether token i attends to token j."""
-        length = len(self)
-        mask = np.zeros((length, length), dtype=bool)
-        starts = np.flatnonzero(self.parents != np.arange(length) - 1).tolist()
-        if not starts or starts[0] != 0:
-            starts.insert(0, 0)
-        for start, stop in zip(starts, [*starts[1:], length], strict=True):
-            parent = self.parents[start]
-            if parent >= 0:
-                mask[start:stop] = mask[parent]
-            mask[start:stop, start:stop] = np.tri(stop - start, dtype=bool)
-        return torch.from_numpy(mask)[None, None]
+    def runs(self) -> list[Run]:
+        """The unbranched stretches of the row, each with the positions of its ancestors."""
+        starts = np.flatnonzero(self.parents != np.arange(len(self)) - 1).tolist()
+        starts = starts if starts and starts[0] == 0 else [0, *starts]
+        runs: list[Run] = []
+        ancestors: dict[int, Ids] = {-1: np.empty(0, dtype=np.int64)}
+        for start, stop in zip(starts, [*starts[1:], len(self)], strict=True):
+            parent = int(self.parents[start])
+            if parent not in ancestors:
+                run = next(r for r in runs if r.start <= parent < r.stop)
+                ancestors[parent] = np.concatenate(
+                    [run.ancestors, np.arange(run.start, parent + 1)]
+                )
+            runs.append(Run(start, stop, ancestors[parent]))
+        return runs
+
+    def mask(self) -> NDArray[np.bool_]:
+        """``[L, L]``: whether token i attends to token j; what `runs` says, written out."""
+        mask = np.zeros((len(self), len(self)), dtype=bool)
+        for run in self.runs():
+            mask[run.start : run.stop, run.ancestors] = True
+            mask[run.start : run.stop, run.start : run.stop] = np.tri(run.stop - run.start)
+        return mask
 
 
 def pack(sequences: Sequence[Sequence[int]], budget: int) -> list[Packed]:
