@@ -9,17 +9,16 @@ from (``meta.derived_from``) and how (``meta.derivation``).
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 from cahl_core.datasets import wording
-from cahl_core.datasets.plans import plan_from_gold, words
+from cahl_core.datasets.catalogue import Catalogue
+from cahl_core.datasets.plans import plan_from_gold
 from cahl_core.datasets.values import sample
-from cahl_core.datasets.variation import Slot, Variant, usable, vary
-from cahl_core.records import Message, ToolCall, ToolSpec, ToolTask
+from cahl_core.datasets.variation import Slot, Variant, vary
+from cahl_core.records import Message, ToolCall, ToolTask
 
 KINDS = ("single_step", "parallel", "irrelevance")
 RENAMED_SHARE = 0.7
@@ -27,47 +26,6 @@ GOLD_VALUE_SHARE = 0.3
 OPTIONAL_SHARE = 0.5
 MAX_DISTRACTORS = 3
 ATTEMPTS = 20
-COMMON = {
-    "a", "an", "and", "api", "at", "based", "by", "calculate", "check", "create", "data",
-    "details", "find", "for", "from", "generate", "get", "given", "in", "information", "is",
-    "location", "of", "on", "or", "retrieve", "search", "specific", "the", "their", "to",
-    "using", "with",
-}  # fmt: skip
-
-
-@dataclass
-class Catalogue:
-    """Usable tools of the parent records, their gold calls, and the values seen per argument."""
-
-    parents: dict[str, list[ToolTask]] = field(default_factory=lambda: defaultdict(list))
-    tools: dict[str, ToolSpec] = field(default_factory=dict)
-    calls: dict[str, list[tuple[ToolTask, dict[str, Any]]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    seen: dict[tuple[str, str], list[Any]] = field(default_factory=lambda: defaultdict(list))
-
-    @classmethod
-    def of(cls, tasks: Sequence[ToolTask]) -> Catalogue:
-        catalogue = cls()
-        for task in tasks:
-            for tool in task.tools:
-                if usable(tool):
-                    catalogue.tools.setdefault(tool.name, tool)
-                    catalogue.parents[tool.name].append(task)
-            for call, values in zip(task.calls, task.meta.get("resolved") or (), strict=False):
-                if values is not None and call.name in catalogue.tools:
-                    catalogue.calls[call.name].append((task, values))
-                for name, value in (values or {}).items():
-                    catalogue.seen[call.name, name].append(value)
-        return catalogue
-
-    @cached_property
-    def names(self) -> list[str]:
-        return sorted(self.tools)
-
-    @cached_property
-    def topics(self) -> dict[str, frozenset[str]]:
-        return {name: frozenset(topic(tool)) for name, tool in self.tools.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +196,6 @@ def _distractors(
         if variant.name not in {v.name for v in variants}:
             variants.append(variant)
     return variants
-
-
-def topic(tool: ToolSpec) -> set[str]:
-    """Content words of a tool's name and description, without plural."""
-    text = words(tool.name) + [w.strip(".,()").lower() for w in tool.description.split()]
-    return {w.rstrip("s") for w in text if len(w) > 2 and w not in COMMON}
 
 
 def _single(catalogue: Catalogue, number: str, generator: random.Random) -> ToolTask | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from cahl_core.datasets.intake import read_held_out
 from cahl_core.datasets.nestful import read_complexfuncbench, read_nestful
-from cahl_core.datasets.prepare import read_held_out
 
 REPOSITORY = Path(__file__).parents[2]
 RAW = REPOSITORY / "data" / "raw"

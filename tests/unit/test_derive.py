@@ -8,8 +8,9 @@ import random
 import pytest
 
 from cahl_core.config import PrepareSettings
+from cahl_core.datasets.catalogue import topic
 from cahl_core.datasets.checks import check
-from cahl_core.datasets.derive import derive, topic
+from cahl_core.datasets.derive import derive
 from cahl_core.datasets.plans import plan_from_gold, purpose, words
 from cahl_core.datasets.values import MONTHS, sample
 from cahl_core.datasets.variation import vary
