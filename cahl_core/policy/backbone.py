@@ -6,6 +6,7 @@ switched, never reloaded.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -188,7 +189,9 @@ class Policy:
         from safetensors.torch import save_file
 
         path.mkdir(parents=True, exist_ok=True)
-        tensors = get_peft_model_state_dict(self.model, adapter_name=name)
+        tensors = get_peft_model_state_dict(
+            self.model, adapter_name=name, save_embedding_layers=False
+        )
         tensors = {k: v.detach().float().contiguous().cpu() for k, v in sorted(tensors.items())}
         save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
         config = self.model.peft_config[name]
@@ -212,7 +215,11 @@ def load_backbone(
         ModelError: the directory is not a model, or its context is shorter than ``max_context``.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it loads in a second; the stage has bars of its own
+    # peft 0.21 reads an attribute that transformers 5.23 renamed; it still works
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     if not (path / "config.json").exists():
         raise ModelError(f"no model in {path} (config.json is missing)", "run `cahl fetch` first")
     device = device or pick_device()

@@ -34,7 +34,9 @@ class HeadLogProbs(torch.autograd.Function):
             entropies.append(-(logp.exp() * logp).sum(1))
         ctx.save_for_backward(hidden, weight, targets)
         ctx.temperature = temperature
-        return torch.cat(logps), torch.cat(entropies)
+        entropy = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy)
+        return torch.cat(logps), entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

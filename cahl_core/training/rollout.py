@@ -7,7 +7,7 @@ gold calls before j, so all samples of a (plan, sub-task) share one prompt and a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cahl_core.advantages import group_advantages, zero_variance
@@ -208,10 +208,8 @@ def _score_executions(sub: SubTaskNode, task: ToolTask, settings: Settings) -> N
     for sample in sub.samples:
         execution = parse_execution(sample.completion.text)
         if not isinstance(execution, ParseFailure):
-            calls = tuple(_resolved(c, task) for c in execution.calls)
-            sub.calls.append(calls)
-        else:
-            sub.calls.append(())
+            execution = replace(execution, calls=tuple(_resolved(c, task) for c in execution.calls))
+        sub.calls.append(() if isinstance(execution, ParseFailure) else execution.calls)
         if sub.gold is not None:
             reward = executor_reward(execution, sub.gold, task.tools, settings.train.rewards)
             sub.rewards.append(reward)
