@@ -148,6 +148,13 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is out of range")
+    return number
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
@@ -160,12 +167,17 @@ def _load(text: str, offset: int) -> Any:
     if _depth(text) > MAX_JSON_DEPTH:
         return ParseFailure(f"nested deeper than {MAX_JSON_DEPTH}", offset)
     try:
-        return json.loads(
-            text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys
+        value = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_unique_keys,
         )
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be written
+        return value
     except json.JSONDecodeError as error:
         return ParseFailure(f"not JSON: {error.msg}", offset + error.pos)
-    except ValueError as error:  # NaN, repeated key, an integer of thousands of digits
+    except ValueError as error:  # NaN, 1e999, repeated key, an integer of thousands of digits
         return ParseFailure(f"not JSON: {error}", offset)
 
 

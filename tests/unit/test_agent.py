@@ -1,0 +1,168 @@
+"""Hierarchical inference without weights: what is asked, in which batches, and what it leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cahl_core.config import ModelSettings
+from cahl_core.errors import PromptTooLongError
+from cahl_core.records import Message, Plan, ToolCall, ToolSpec
+from cahl_core.serving.agent import Agent, AgentResult, Environment, Request
+
+TOOL = ToolSpec("f", "", {"type": "object", "properties": {"a": {}}})
+CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+STEP = '{"task": "t", "tool": "f", "arguments": {"a": 1}}'
+WORDS = '{"task": "t", "tool": null, "arguments": {}}'
+
+
+class CharacterTokenizer:
+    chat_template = "yes"
+    added_tokens_decoder: Mapping[int, Any] = {}
+    all_special_tokens: Sequence[str] = ()
+
+    def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
+        return "".join(f"[{t['role']}]{t['content']}" for t in turns)
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in text]}
+
+
+@dataclass
+class Text:
+    text: str
+    token_ids: list[int] = field(default_factory=lambda: [0, 0])
+
+
+class Script:
+    """Says ``plan`` as planner and the next of ``texts`` as executor; remembers what it was asked."""
+
+    def __init__(self, plan: str | Callable[[str], str], texts: Sequence[str] = ()) -> None:
+        self.plan = plan
+        self.texts = list(texts)
+        self.asked: list[tuple[str, list[str]]] = []
+        self.options: list[dict[str, Any]] = []
+
+    def __call__(self, prompts: Sequence[Sequence[int]], role: str, **options: Any) -> Any:
+        read = ["".join(map(chr, p)) for p in prompts]
+        self.asked.append((role, read))
+        self.options.append(options)
+        if role == "executor":
+            return [[Text(self.texts.pop(0) if self.texts else CALL)] for _ in prompts]
+        return [[Text(self.plan if isinstance(self.plan, str) else self.plan(p))] for p in read]
+
+
+def _agent(script: Script, max_context: int = 100_000) -> Agent:
+    settings = ModelSettings(max_context=max_context)
+    return Agent(script, CharacterTokenizer(), settings, plan_tokens=64, call_tokens=32)
+
+
+def _request(text: str = "do it", results: Environment | None = None) -> Request:
+    return Request((Message("user", text),), (TOOL,), results)
+
+
+def _plan(*steps: str) -> str:
+    return f"<plan>[{', '.join(steps)}]</plan>"
+
+
+@pytest.mark.parametrize(
+    ("plan", "texts", "outcome", "calls"),
+    [
+        (_plan(STEP), [CALL], "calls", 1),
+        (_plan(STEP, STEP), [CALL, CALL], "calls", 2),
+        (_plan(), [], "abstained", 0),
+        (_plan(WORDS), ["<response>No.</response>"], "abstained", 0),
+        (_plan(STEP), ["<response>No.</response>"], "abstained", 0),
+        (_plan(WORDS), [CALL], "calls", 1),
+        ("Sure!", [], "plan_failure", 0),
+        (_plan(STEP)[:-1], [], "plan_failure", 0),
+        ("", [], "plan_failure", 0),
+        (_plan(STEP), ["f(a=1)"], "execution_failure", 0),
+        (_plan(STEP, STEP), [CALL, ""], "execution_failure", 1),
+    ],
+)
+def test_outcomes(plan: str, texts: list[str], outcome: str, calls: int) -> None:
+    (result,) = _agent(Script(plan, texts)).run([_request()])
+    assert (result.outcome, len(result.calls)) == (outcome, calls)
+
+
+def test_the_answer_in_words_is_kept() -> None:
+    result = _agent(Script(_plan(WORDS), ["<response> 42 </response>"])).run_one(_request())
+    assert result.response == "42"
+
+
+def test_requests_move_together_one_batch_per_sub_task() -> None:
+    script = Script(lambda p: _plan(*[STEP] * int(p[p.index("steps=") + 6])))
+    counts = [0, 3, 1, 2, 1]
+    finished: list[int] = []
+    results = _agent(script).run([_request(f"steps={n}") for n in counts], finished.append)
+    assert [(role, len(prompts)) for role, prompts in script.asked] == [
+        ("planner", 5), ("executor", 4), ("executor", 2), ("executor", 1),
+    ]  # fmt: skip
+    assert [len(r.calls) for r in results] == counts
+    assert sum(finished) == len(counts)
+
+
+def test_decoding_ends_where_the_grammar_does() -> None:
+    script = Script(_plan(STEP))
+    _agent(script).run([_request()])
+    planner, executor = script.options
+    assert (planner["stop"], planner["openings"]) == (("</plan>",), ("<plan>",))
+    assert (planner["max_tokens"], executor["max_tokens"]) == (64, 32)
+    assert "<tool_call>" in executor["openings"]
+
+
+def test_results_reach_the_sub_tasks_that_follow() -> None:
+    seen: list[tuple[int, tuple[ToolCall, ...]]] = []
+
+    def environment(plan: Plan, number: int, calls: Sequence[ToolCall]) -> Any:
+        seen.append((number, tuple(calls)))
+        return {"value": f"result of {number}"}
+
+    script = Script(_plan(STEP, STEP))
+    _agent(script).run([_request(results=environment)])
+    assert seen == [(0, (ToolCall("f", {"a": 1}),)), (1, (ToolCall("f", {"a": 1}),))]
+    first, second = script.asked[1][1][0], script.asked[2][1][0]
+    assert "result of 0" not in first
+    assert "result of 0" in second
+
+
+def test_the_executor_never_reads_the_request() -> None:
+    script = Script(_plan(STEP))
+    _agent(script).run([_request("a secret wish")])
+    assert "a secret wish" in script.asked[0][1][0]
+    assert "a secret wish" not in script.asked[1][1][0]
+
+
+def test_a_prompt_that_does_not_fit_is_an_outcome_and_never_cut() -> None:
+    script = Script(_plan(STEP))
+    agent = _agent(script, max_context=1000)
+    long, short = agent.run([_request("x" * 2000), _request("short")])
+    assert (long.outcome, long.calls) == ("prompt_too_long", ())
+    assert short.outcome == "calls"
+    assert all(len(p) <= 1000 - 64 for _, prompts in script.asked for p in prompts)
+    with pytest.raises(PromptTooLongError, match=r"prompt has \d+ tokens; max_context 1000"):
+        agent.run_one(_request("x" * 2000))
+
+
+def test_a_history_that_outgrows_the_context_ends_the_request() -> None:
+    script = Script(_plan(STEP, STEP))
+    agent = _agent(script, max_context=1000)
+    (result,) = agent.run([_request(results=lambda *_: "y" * 2000)])
+    assert (result.outcome, len(result.steps)) == ("prompt_too_long", 1)
+
+
+@given(st.text(max_size=40), st.lists(st.text(max_size=20), max_size=3))
+def test_whatever_is_written_no_text_raises_and_the_record_restores_it(
+    noise: str, texts: list[str]
+) -> None:
+    for plan in (noise, _plan(STEP, STEP, WORDS), f"<plan>{noise}</plan>"):
+        (result,) = _agent(Script(plan, texts)).run([_request()])
+        again = AgentResult.from_json(result.to_json())
+        assert again == result
+        assert again.outcome == result.outcome
