@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,6 +162,10 @@ def _prepare(name: str, root: Path, profile: str | None, overrides: list[str] | 
     if name != "fetch" and (root / "data/backbone/config.json").exists():
         # With the backbone on disk a look-up on the hub can only hang.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if name != "fetch":
+        # Only downloads are worth a bar of the hub's own.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries', not ours
     from cahl_core.config import load_settings
 
     return load_settings(root, profile, tuple(overrides or ()))

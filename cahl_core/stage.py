@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,8 @@ class StageRun:
         """One line for the user (stderr, Dagster's run log)."""
         print(f"[{self.name}] {message}", file=sys.stderr, flush=True)
         if self._pipes:
-            self._pipes.log.info(message)
+            with suppress(OSError):  # Dagster is gone: the stage still finishes for DVC
+                self._pipes.log.info(message)
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Parameters of the MLflow run, beside the stage's settings, which are always there."""
@@ -236,7 +237,20 @@ def _open_pipes(stage: StageRun, stack: ExitStack) -> None:
     if "DAGSTER_PIPES_CONTEXT" in os.environ:
         from dagster_pipes import open_dagster_pipes
 
-        stage._pipes = stack.enter_context(open_dagster_pipes())
+        stage._pipes = stack.enter_context(_while_dagster_listens(open_dagster_pipes()))
+
+
+@contextmanager
+def _while_dagster_listens(pipes: PipesContext) -> Iterator[PipesContext]:
+    """Closes the session with what was raised; a listener that has gone is no failure of ours."""
+    try:
+        yield pipes
+    except BaseException:
+        with suppress(OSError):
+            pipes.__exit__(*sys.exc_info())
+        raise
+    with suppress(OSError):
+        pipes.close()
 
 
 def _open_tracker(stage: StageRun) -> None:
@@ -272,7 +286,8 @@ def _close_tracker(stage: StageRun, status: Status) -> None:
 def _report_materialization(stage: StageRun) -> None:
     if stage._pipes and stage._pipes.is_asset_step:
         known = {key: value for key, value in stage.reported.items() if value is not None}
-        stage._pipes.report_asset_materialization(metadata=known or None)
+        with suppress(OSError):
+            stage._pipes.report_asset_materialization(metadata=known or None)
 
 
 def _dep_tags(stage: StageRun) -> dict[str, str]:
@@ -322,4 +337,6 @@ def _was_stopped(error: BaseException) -> bool:
 
 
 def _sentence(error: BaseException) -> str:
+    if _was_stopped(error):
+        return f"stopped ({type(error).__name__})"
     return str(error) or type(error).__name__

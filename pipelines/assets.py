@@ -13,13 +13,12 @@ from typing import Any
 
 import dagster as dg
 import yaml
-from dagster._core.errors import DagsterPipesExecutionError
 
 from cahl_core.files import digest, tree_digest
 from cahl_core.lineage import DvcStage, read_stages, upstream
 from cahl_core.stage import last_record, sidecar
 from pipelines.reporting import as_metadata, data_version, stage_metadata
-from pipelines.resources import StageClient, dvc
+from pipelines.resources import StageClient, StageFailedError, dvc
 
 
 def stage_assets(root: Path) -> list[dg.AssetsDefinition]:
@@ -64,8 +63,8 @@ def _materialize(
     started = time.time()
     command = dvc("repro", "--quiet", "--single-item", stage.name)
     try:
-        invocation = client.run(command=command, context=context)
-    except DagsterPipesExecutionError as error:
+        invocation = client.run_stage(command, context)
+    except StageFailedError as error:
         raise _failure(stage, root, started, error) from error
     reran = _touched_since(sidecar(root, stage.name), started)
     if not reran:

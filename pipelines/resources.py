@@ -41,23 +41,40 @@ def stage_environment() -> dict[str, str]:
     }
 
 
-class StageClient(dg.PipesSubprocessClient):
-    """Runs a command below Pipes; when the run is terminated, the stage itself gets SIGTERM.
+class StageFailedError(Exception):
+    """The command below Pipes ended with an exit code other than 0."""
 
-    DVC ignores the SIGINT that the base class would send to it alone, and the stage would go on
-    without a parent.
+
+class StageClient(dg.PipesSubprocessClient):
+    """Runs a stage's command below Pipes, its output on this process's own terminal.
+
+    Differs from the base class when the run is terminated: DVC ignores the SIGINT that it alone
+    would get, and the stage would go on without a parent. Here the stage gets SIGTERM, and the
+    session stays open until it has said its last words.
     """
 
     def __init__(self, root: Path) -> None:
-        super().__init__(env=stage_environment(), cwd=str(root), forward_termination=False)
+        super().__init__(env=stage_environment(), cwd=str(root))
 
-    def run(self, **arguments: Any) -> Any:
-        """See `dagster.PipesSubprocessClient.run`."""
-        try:
-            return super().run(**arguments)
-        except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
-            _terminate(list(arguments["command"]))
-            raise
+    def run_stage(
+        self, command: list[str], context: dg.AssetExecutionContext
+    ) -> dg.PipesClientCompletedInvocation:
+        """Returns when the command has succeeded.
+
+        Raises:
+            StageFailedError: it has not.
+        """
+        with dg.open_pipes_session(context, self.context_injector, self.message_reader) as session:
+            environment = {**os.environ, **self.env, **session.get_bootstrap_env_vars()}
+            process = psutil.Popen(command, cwd=self.cwd, env=environment)
+            try:
+                code = process.wait()
+            except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
+                _terminate(process)
+                raise
+            if code != 0:
+                raise StageFailedError(f"exit code {code}")
+        return dg.PipesClientCompletedInvocation(session)
 
 
 def resources(root: Path) -> Mapping[str, Any]:
@@ -65,21 +82,12 @@ def resources(root: Path) -> Mapping[str, Any]:
     return {"stage_client": StageClient(root)}
 
 
-def _terminate(command: list[str]) -> None:
-    for child in psutil.Process().children():
+def _terminate(dvc_process: psutil.Process) -> None:
+    """Stops what DVC started; DVC then ends by itself, with its locks released."""
+    below = dvc_process.children(recursive=True)
+    for process in below:
         try:
-            if child.cmdline() != command:
-                continue
-            below = child.children(recursive=True)
-        except psutil.Error:
+            process.terminate()
+        except psutil.NoSuchProcess:
             continue
-        for process in below:
-            _send_sigterm(process)
-        psutil.wait_procs([child, *below], timeout=STOP_SECONDS)
-
-
-def _send_sigterm(process: psutil.Process) -> None:
-    try:
-        process.terminate()
-    except psutil.NoSuchProcess:
-        return
+    psutil.wait_procs([dvc_process, *below], timeout=STOP_SECONDS)

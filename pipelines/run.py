@@ -83,6 +83,8 @@ def _summarize(root: Path, started: float) -> None:
 
 def _explain(result: dg.ExecuteInProcessResult, root: Path) -> int:
     print(file=sys.stderr)
+    if any(_was_interrupted(event) for event in result.all_events):
+        raise KeyboardInterrupt
     for event in result.all_events:
         if event.is_step_failure:
             print(f"error: {_sentence(event.step_failure_data)}", file=sys.stderr)
@@ -94,6 +96,11 @@ def _explain(result: dg.ExecuteInProcessResult, root: Path) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def _was_interrupted(event: dg.DagsterEvent) -> bool:
+    error = event.step_failure_data.error if event.is_step_failure else None
+    return error is not None and error.cls_name == "DagsterExecutionInterruptedError"
 
 
 def _sentence(data: Any) -> str:

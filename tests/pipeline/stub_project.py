@@ -48,11 +48,11 @@ plots:
 """
 
 STUB = """
-import json, os, sys
+import json, os, signal, sys, time
 from pathlib import Path
-import yaml
+import typer, yaml
 from cahl_core import stage as stages
-from cahl_core.cli import _failures
+from cahl_core.cli import _failures, _terminate
 from cahl_core.config import Settings
 from cahl_core.errors import TrainingError
 
@@ -62,6 +62,9 @@ def work(name, stage):
         Path("data/prepared/train.txt").write_text(Path("source.txt").read_text())
         Path("data/prepared/expectations.json").write_text(Path("expectations.json").read_text())
     elif name == "train":
+        if Path("wait").exists():
+            Path("waiting").touch()
+            time.sleep(60)
         steps = yaml.safe_load(Path("configs/quick.yaml").read_text())["train"]["steps"]
         if steps == 13:
             raise TrainingError("loss is not finite at step 13", "lower the learning rate")
@@ -80,10 +83,14 @@ def work(name, stage):
         stream.write(name + "\\n")
 
 name, root = sys.argv[1], Path.cwd()
+signal.signal(signal.SIGTERM, _terminate)
 if not os.environ.get("STUB_TRACKS"):
     stages._open_tracker = lambda stage: None
-with _failures(name, root, record=True), stages.open_stage(name, root, Settings()) as stage:
-    work(name, stage)
+try:
+    with _failures(name, root, record=True), stages.open_stage(name, root, Settings()) as stage:
+        work(name, stage)
+except typer.Exit as end:
+    sys.exit(end.exit_code)
 """
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
-from stub_project import dvc
+from stub_project import dvc, run
 
 from cahl_core.lineage import locked_sums
 from pipelines.definitions import build_definitions
 
+ROOT = Path(__file__).parents[2]
 Executions = Callable[[], list[str]]
 
 
@@ -99,3 +106,38 @@ def test_only_a_critical_expectation_stops_what_follows(
     assert "unique on id" in (evaluation.description or "")
     assert result.success is goes_on
     assert ("train" in executions()) is goes_on
+
+
+def test_an_interrupted_run_stops_the_stage_and_goes_on_next_time(
+    in_project: Path, executions: Executions
+) -> None:
+    (in_project / "wait").touch()
+    command = [sys.executable, "-m", "pipelines.run"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    runner = subprocess.Popen(
+        command, cwd=in_project, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: (in_project / "waiting").exists())
+    os.kill(runner.pid, signal.SIGINT)  # to the runner alone, as `kill` sends it
+    _, stderr = runner.communicate(timeout=60)
+    assert runner.returncode == 130
+    assert "run again to go on" in stderr
+    assert "stopped by SIGTERM" in stderr
+    assert "Traceback" not in stderr
+    record = json.loads((in_project / ".cahl/stages/train.json").read_text())
+    assert record["status"] == "interrupted"
+    assert not psutil.pid_exists(record["pid"])
+
+    (in_project / "wait").unlink()
+    done = run(*command, cwd=in_project, PYTHONPATH=str(ROOT))
+    assert executions() == ["prepare", "train", "report"]
+    assert "unchanged, from an earlier run" in done.stdout
+    assert "[prepare] nothing changed" in done.stderr
+    assert (in_project / ".dagster/dagster.yaml").exists()
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
