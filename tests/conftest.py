@@ -90,3 +90,26 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
     shutil.copy(ROOT / "data" / "sources.yaml", tmp_path / "data" / "sources.yaml")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def bfcl_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real BFCL package: the project's if fetched, else downloaded once, else a visible skip."""
+    from cahl_core.datasets.sources import load_sources
+    from cahl_core.datasets.wheels import obtain_wheel, unpack
+    from cahl_core.errors import SourceError
+
+    fetched = ROOT / "data" / "raw" / "bfcl-v3"
+    if (fetched / "bfcl_eval").is_dir():
+        return fetched
+    source = load_sources(ROOT)["bfcl-v3"]
+    scratch = tmp_path_factory.mktemp("bfcl")
+    mirrors = [Path(m) for m in [os.environ.get("CAHL_MIRROR")] if m]
+    try:
+        wheel = obtain_wheel(source, scratch / "downloads", mirrors, 1, print)
+    except SourceError as error:
+        pytest.skip(f"the BFCL package cannot be had: {error.what}")
+    target = scratch / "wheel"
+    target.mkdir()
+    unpack(wheel, source, target)
+    return target

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cahl_core.errors import ModelError
@@ -65,6 +66,18 @@ def find_backbone(name: str, expected: str, near: Path | None = None) -> Path:
         f"{Path.cwd()} or a parent",
         "set CAHL_BACKBONE to its directory, or run `cahl fetch` in the project",
     )
+
+
+@contextmanager
+def backbone_below(root: Path) -> Iterator[None]:
+    """The backbone is looked for in ``root`` first, unless the user said otherwise."""
+    before = os.environ.get("CAHL_ROOT")
+    os.environ.setdefault("CAHL_ROOT", str(root))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CAHL_ROOT"]
 
 
 def _candidates(near: Path | None) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cahl_core.errors import StageInputError
 from cahl_core.files import read_json, tree_digest, write_json
-from cahl_core.serving.backbone_pointer import weights_digest
+from cahl_core.serving.backbone_pointer import backbone_below, weights_digest
 from cahl_core.serving.openai_form import parse_request
 from cahl_core.serving.served import CARD, ServedAgent, card
 from cahl_core.stage import StageRun
@@ -60,7 +60,10 @@ def run(stage: StageRun) -> None:
     root, settings = stage.root, stage.settings
     metrics = _evaluation(root)
     uri = tracking_uri(root, settings)
-    with tempfile.TemporaryDirectory(prefix="cahl-register-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="cahl-register-") as scratch,
+        backbone_below(root),
+    ):
         folder = Path(scratch) / "agent"
         with stage.phase("collect"):
             written = collect(stage, folder)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cahl_core.config import Settings
 from cahl_core.errors import RegistryError
+from cahl_core.serving.backbone_pointer import backbone_below
 from cahl_core.tracking import registry_errors, tracking_uri
 
 ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>.+)|/(?P<version>.+))")
@@ -32,22 +30,10 @@ def load_agent(root: Path, settings: Settings, address: str) -> Any:
             f"'{address}' is not a model address",
             "write models:/NAME@ALIAS or models:/NAME/VERSION",
         )
-    with _project(root), registry_errors(uri):
+    with backbone_below(root), registry_errors(uri):
         mlflow.set_tracking_uri(uri)
         _check(mlflow.MlflowClient(uri), match["name"], match["alias"], match["version"], uri)
         return mlflow.pyfunc.load_model(address)
-
-
-@contextmanager
-def _project(root: Path) -> Iterator[None]:
-    """The backbone is looked for in ``root`` first, unless the user said otherwise."""
-    before = os.environ.get("CAHL_ROOT")
-    os.environ.setdefault("CAHL_ROOT", str(root))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["CAHL_ROOT"]
 
 
 def _check(client: Any, name: str, alias: str | None, version: str | None, uri: str) -> None:
