@@ -6,11 +6,13 @@ stays in its instance, where ``make ui`` shows the run.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import dagster as dg
 
@@ -27,6 +29,8 @@ INTERRUPTED = 130
 def main() -> int:
     """Runs the job; the exit code says whether every stage and check passed."""
     root = project_root()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         return run(root)
     except CahlError as error:
@@ -114,6 +118,10 @@ def _failed_checks(result: dg.ExecuteInProcessResult) -> list[str]:
         for check in result.get_asset_check_evaluations()
         if not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
     ]
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ STOP_SECONDS = 15
 def main() -> int:
     """Starts both servers; ends both when one ends or on SIGINT or SIGTERM."""
     root = project_root()
-    signal.signal(signal.SIGTERM, _stop)
+    # A script's background job starts with SIGINT ignored, and the servers would inherit that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         return serve(root)
     except CahlError as error:

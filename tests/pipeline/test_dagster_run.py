@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -118,7 +117,7 @@ def test_an_interrupted_run_stops_the_stage_and_goes_on_next_time(
         command, cwd=in_project, env=environment, stderr=subprocess.PIPE, text=True
     )
     until(lambda: (in_project / "waiting").exists())
-    os.kill(runner.pid, signal.SIGINT)  # to the runner alone, as `kill` sends it
+    runner.terminate()  # the runner alone, as `docker stop` does
     _, stderr = runner.communicate(timeout=60)
     assert runner.returncode == 130
     assert "run again to go on" in stderr
