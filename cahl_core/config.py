@@ -7,6 +7,7 @@ The shipped files never set the same key in two layers, so a DVC ``-S`` override
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -308,10 +309,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from error
     if isinstance(tree, str):  # YAML 1.1 reads 1e-4 as text
-        try:
+        with suppress(ValueError):
             tree = float(tree)
-        except ValueError:
-            pass
     for part in reversed(key.strip().split(".")):
         tree = {part: tree}
     result: dict[str, Any] = tree

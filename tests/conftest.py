@@ -47,7 +47,7 @@ def make_tokenizer(folder: Path) -> None:
 def make_model(folder: Path, seed: int = 0, architecture: str = "llama") -> None:
     """A two-layer random model with grouped-query attention, in float32."""
     import torch
-    from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[architecture](

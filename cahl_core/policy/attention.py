@@ -3,9 +3,9 @@
 Packed rows: every unbranched run of a row attends to its ancestors and, causally, to itself; entries
 that a mask would only have zeroed are never computed.
 
-Decoding: ``P`` prompts with ``n`` samples each decode together as ``P * n`` rows. A row's query attends to its
-prompt's keys (``[P, H, L, D]``, held once, not ``n`` times) and to its own suffix, which is written in
-place into a preallocated buffer.
+Decoding: ``P`` prompts with ``n`` samples each decode together as ``P * n`` rows. A row's query attends to
+its prompt's keys (``[P, H, L, D]``, held once, not ``n`` times) and to its own suffix, which is
+written in place into a preallocated buffer.
 
 Both are registered with transformers as attention functions: no model code is changed.
 """

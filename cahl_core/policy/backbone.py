@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cahl_core.config import ModelSettings
 from cahl_core.errors import ModelError
-from cahl_core.policy import attention
+from cahl_core.policy import attention, lora
 from cahl_core.policy.packing import Packed
 
 if TYPE_CHECKING:
@@ -121,12 +121,12 @@ class Policy:
         """Adds a fresh adapter; its first output is zero, its A matrices are drawn from ``seed``."""
         from peft import LoraConfig, get_peft_model
 
-        lora = self.settings.lora
+        shape = self.settings.lora
         config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.targets),
+            r=shape.rank,
+            lora_alpha=shape.alpha,
+            lora_dropout=shape.dropout,
+            target_modules=list(shape.targets),
             task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng(devices=[]):
@@ -204,6 +204,7 @@ class Policy:
 
     def _adapters_changed(self) -> None:
         self.adapters = tuple(self.model.peft_config)
+        lora.install(self.model)
 
 
 def load_backbone(

@@ -59,9 +59,7 @@ def planner_prompt(
         if message.role == "system":
             system.append(clean(message.content))
         elif message.role == "tool":
-            turns.append(
-                {"role": "user", "content": "Result: " + clean(message.content)}
-            )
+            turns.append({"role": "user", "content": "Result: " + clean(message.content)})
         else:
             turns.append({"role": message.role, "content": clean(message.content)})
     return _encode(tokenizer, "\n\n".join(system), turns)
@@ -112,9 +110,7 @@ def _closed(body: str) -> str:
     return body
 
 
-def _system(
-    instruction: str, tools: Sequence[ToolSpec], rendering: Rendering, clean: Any
-) -> str:
+def _system(instruction: str, tools: Sequence[ToolSpec], rendering: Rendering, clean: Any) -> str:
     listing = clean(render_tools(tools, rendering)) if tools else "(none)"
     return f"{instruction}\n\nTools:\n{listing}"
 

@@ -24,9 +24,7 @@ MAX_DEPTH = 3
 def render_tools(tools: Sequence[ToolSpec], rendering: Rendering) -> str:
     """One block of text that lists ``tools`` in the given rendering, in order."""
     if rendering == "json":
-        return "\n".join(
-            json.dumps(t.to_json()["function"], ensure_ascii=False) for t in tools
-        )
+        return "\n".join(json.dumps(t.to_json()["function"], ensure_ascii=False) for t in tools)
     return "\n".join(signature(tool) for tool in tools)
 
 
@@ -59,9 +57,7 @@ def type_name(schema: Mapping[str, Any], depth: int = 0) -> str:
     """A short name of a JSON Schema type: ``string``, ``integer[]``, ``{a: string, b?: number}``."""
     choices = schema.get("enum")
     if isinstance(choices, list) and choices:
-        shown = "|".join(
-            json.dumps(c, ensure_ascii=False) for c in choices[:MAX_CHOICES]
-        )
+        shown = "|".join(json.dumps(c, ensure_ascii=False) for c in choices[:MAX_CHOICES])
         return shown + ("|..." if len(choices) > MAX_CHOICES else "")
     for key in ("anyOf", "oneOf"):
         options = schema.get(key)
@@ -76,12 +72,7 @@ def type_name(schema: Mapping[str, Any], depth: int = 0) -> str:
         nested = isinstance(items, Mapping) and depth < MAX_DEPTH
         return (type_name(items, depth + 1) if nested and items else "any") + "[]"
     properties = schema.get("properties")
-    if (
-        kind == "object"
-        and isinstance(properties, Mapping)
-        and properties
-        and depth < MAX_DEPTH
-    ):
+    if kind == "object" and isinstance(properties, Mapping) and properties and depth < MAX_DEPTH:
         required = set(schema.get("required") or ())
         fields = (
             f"{n}{'' if n in required else '?'}: "

@@ -191,7 +191,7 @@ def signature() -> ModelSignature:
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType, Array
 
-    anything = AnyType()  # type: ignore[no-untyped-call]
+    anything = AnyType()
     inputs = Schema(
         [
             # an array, so that MLflow takes a lone request for one row and not for a table

@@ -77,12 +77,14 @@ def test_sampled_log_probabilities_equal_a_full_forward(policy: Policy) -> None:
     flat = [(p, c) for p, cs in zip(prompts, done, strict=True) for c in cs]
     with policy.using("planner"):
         scored = sequence_logprobs(
-            policy, [p for p, _ in flat], [c.token_ids for _, c in flat], budget=200, temperature=0.8
+            policy,
+            [p for p, _ in flat],
+            [c.token_ids for _, c in flat],
+            budget=200,
+            temperature=0.8,
         )
     for (_, completion), expected in zip(flat, scored, strict=True):
-        torch.testing.assert_close(
-            torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
 
 
 def test_a_sample_does_not_depend_on_its_batch(policy: Policy) -> None:
@@ -111,9 +113,7 @@ def test_sampling_follows_the_distribution(policy: Policy) -> None:
         [prompt], "planner", samples=4000, max_tokens=1, temperature=1.0, seeds=["x"]
     )
     with policy.using("planner"):
-        [expected] = sequence_logprobs(
-            policy, [prompt], [[samples[0].token_ids[0]]], budget=100
-        )
+        [expected] = sequence_logprobs(policy, [prompt], [[samples[0].token_ids[0]]], budget=100)
     share = sum(s.token_ids == samples[0].token_ids for s in samples) / len(samples)
     probability = float(expected.exp())
     deviation = (probability * (1 - probability) / len(samples)) ** 0.5

@@ -51,7 +51,9 @@ def test_written_calls_are_read_back(made: list[ToolCall]) -> None:
 
 fragments = st.lists(
     text
-    | st.sampled_from([*TAGS, "[", "]", "{", "}", '"', '"task":', "null", "NaN", "1e999", "[" * 200]),
+    | st.sampled_from(
+        [*TAGS, "[", "]", "{", "}", '"', '"task":', "null", "NaN", "1e999", "[" * 200]
+    ),
     max_size=12,
 ).map("".join)
 
@@ -128,7 +130,9 @@ def test_ordinary_angle_brackets_are_left_alone() -> None:
     assert neutralise("a < b > c <tag>", ["<plan>"]) == "a < b > c <tag>"
 
 
-def test_sub_tasks_of_one_tool_set_share_the_prefix_up_to_the_user_turn(tiny_backbone: Path) -> None:
+def test_sub_tasks_of_one_tool_set_share_the_prefix_up_to_the_user_turn(
+    tiny_backbone: Path,
+) -> None:
     tokenizer = _tokenizer(tiny_backbone)
     tool = ToolSpec("f", "Does it.", {"type": "object", "properties": {}})
     first = executor_prompt(tokenizer, SubTask("a", "f", {}), [tool], [], "compact")

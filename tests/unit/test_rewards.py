@@ -159,7 +159,9 @@ def _best_alignment(scores: np.ndarray) -> float:
 
 
 @given(st.integers(0, 4), st.integers(0, 4), st.data())
-def test_alignment_is_order_preserving_and_optimal(rows: int, columns: int, data: st.DataObject) -> None:
+def test_alignment_is_order_preserving_and_optimal(
+    rows: int, columns: int, data: st.DataObject
+) -> None:
     cells = data.draw(st.lists(st.integers(0, 3), min_size=rows * columns, max_size=rows * columns))
     scores = np.array(cells, dtype=float).reshape(rows, columns)
     aligned = align(scores)
@@ -174,7 +176,9 @@ BOOK = ToolCall("book", {"id": "$var1.hotel.id$", "nights": 2})
 
 def test_the_gold_plan_with_the_gold_calls_earns_the_maximum() -> None:
     done = [FIND, ToolCall("book", {"id": 7, "nights": 2})]
-    reward = planner_reward(_plan(FIND, BOOK), [FIND, BOOK], [[[c] for c in done]] * 2, WEIGHTS, done)
+    reward = planner_reward(
+        _plan(FIND, BOOK), [FIND, BOOK], [[[c] for c in done]] * 2, WEIGHTS, done
+    )
     assert reward.total == pytest.approx(WEIGHTS.w_param + WEIGHTS.w_exe)
 
 

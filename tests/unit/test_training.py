@@ -244,7 +244,7 @@ def test_a_task_without_gold_calls_rewards_declining(root: Path) -> None:
 
 
 def _samples(policy: Policy, count: int = 6) -> list[Sample]:
-    prompts = [list(range(10, 22)) + [30 + i // 3] for i in range(count)]
+    prompts = [[*range(10, 22), 30 + i // 3] for i in range(count)]
     done = Engine(policy).generate(prompts, "planner", max_tokens=9, temperature=1.0)
     return [
         Sample(p, c, advantage=(-1.0) ** i * (i + 1), in_signal_group=True)
