@@ -59,7 +59,13 @@ uv_install() {
     fi
 }
 
-[ -n "${PIP_FIND_LINKS:-}" ] || unset PIP_FIND_LINKS
+# uv does not read pip's configuration: a folder of wheels named there counts like the variable
+if [ -z "${PIP_FIND_LINKS:-}" ]; then
+    unset PIP_FIND_LINKS
+    if folder=$("$venv/bin/python" -m pip config get global.find-links 2>/dev/null); then
+        export PIP_FIND_LINKS=$folder
+    fi
+fi
 if ! uv_install; then
     echo "uv did not do it; installing with pip, which takes some minutes" >&2
     "$venv/bin/python" -m pip install -e '.[dev]' -c constraints.txt ||
