@@ -120,9 +120,19 @@ def fits_schema(call: ToolCall, tools: Sequence[ToolSpec]) -> bool:
 @lru_cache(maxsize=4096)
 def _validator(schema: str) -> Callable[[Any], bool]:
     from jsonschema import Draft202012Validator
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
-    validator = Draft202012Validator(json.loads(schema))
-    return lambda value: bool(validator.is_valid(value))
+    # an empty registry: a $ref in somebody's tool must not make us fetch what it points to
+    validator = Draft202012Validator(json.loads(schema), registry=Registry())
+
+    def fits(value: Any) -> bool:
+        try:
+            return bool(validator.is_valid(value))
+        except Unresolvable:
+            return False
+
+    return fits
 
 
 def semantic_reward(calls: Sequence[ToolCall], gold: Sequence[ToolCall]) -> float:

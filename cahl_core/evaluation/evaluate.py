@@ -21,6 +21,7 @@ from cahl_core.evaluation.metrics import call_counts, plan_is_valid
 from cahl_core.evaluation.runner import (
     ModelRun,
     answer_of,
+    arithmetic,
     bfcl_requests,
     load_model,
     run_key,
@@ -164,7 +165,7 @@ def _results(
             "plan_tokens": settings.evaluate.plan_tokens,
             "call_tokens": settings.evaluate.call_tokens,
             "backbone": model.backbone,
-            "dtype": model.dtype,
+            "device_and_dtype": arithmetic(settings),
         },
         "versions": {**versions(), "python": platform.python_version()},
         "data": {

@@ -47,6 +47,14 @@ def versions() -> dict[str, str]:
     return {"cahl": cahl_core.__version__, **found}
 
 
+def arithmetic(settings: Settings) -> list[str]:
+    """Device and number type the weights will have: the texts may differ between them."""
+    from cahl_core.policy.backbone import pick_device, pick_dtype
+
+    device = pick_device()
+    return [device.type, str(pick_dtype(settings.model.dtype, device)).removeprefix("torch.")]
+
+
 def run_key(settings: Settings, backbone: Path, adapters: Path | None) -> str:
     """Digest of everything the texts of a model depend on, apart from the requests."""
     package = Path(cahl_core.__file__).parent
@@ -65,6 +73,7 @@ def run_key(settings: Settings, backbone: Path, adapters: Path | None) -> str:
             "tokens": [evaluate.plan_tokens, evaluate.call_tokens, evaluate.batch_size],
             "code": [_code_digest(package / part) for part in CODE],
             "versions": versions(),
+            "numbers": arithmetic(settings),
         }
     )
 

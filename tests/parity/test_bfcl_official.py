@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from bfcl_gold import gold_calls
+from jsonschema import Draft202012Validator
 
 from cahl_core.evaluation.bfcl import AST, SINGLE_TURN, UNANSWERABLE, load_items
 from cahl_core.evaluation.checker import Answer, BfclChecker
@@ -30,6 +31,7 @@ def test_every_single_turn_item_loads_with_a_json_schema(checker: BfclChecker) -
     for item in items:
         assert item.messages and item.messages[-1].role == "user"
         for tool in item.tools:
+            Draft202012Validator.check_schema(tool.parameters)
             kinds |= _types(tool.parameters)
     assert kinds <= allowed
 
