@@ -16,6 +16,11 @@ os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
+
+# a busy machine is not a failing property
+settings.register_profile("cahl", deadline=None)
+settings.load_profile("cahl")
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = (
