@@ -20,6 +20,7 @@ from cahl_core.records import Plan, SubTask, ToolCall
 from cahl_core.serving.agent import Agent
 
 SETTINGS = ModelSettings(max_context=100_000, tool_rendering="json")
+TWICE = {"live_simple_29-7-2", "live_simple_176-102-0", "live_multiple_262-125-1"}
 CATEGORIES = (*AST, "irrelevance", "live_irrelevance")
 
 
@@ -124,3 +125,19 @@ def test_declining_everything_is_clean_but_calls_nothing(
     table = summary(_evaluate(checker, items, oracle), full=False)
     assert (table["bfcl_accuracy"], table["irrelevance"], table["irrelevance_strict"]) == (0, 1, 1)
     assert table["decode_failures"] == 0
+
+
+def test_the_official_averages_of_a_perfect_model(
+    checker: BfclChecker, gold: dict[str, tuple[ToolCall, ...]]
+) -> None:
+    everything, _ = load_items(checker, None)
+    relevant = [i for i in everything if i.category == "live_relevance"]
+    gold = gold | {i.id: (ToolCall(i.tools[0].name, {}),) for i in relevant}
+    scored = _evaluate(checker, everything, Oracle(everything, gold))
+    failed = {s.verdict.id for s in scored if not s.verdict.valid}
+    # Three live prompts are word for word items of live_irrelevance too: no text is right for both.
+    assert failed - set(UNANSWERABLE) == TWICE
+    table = summary(scored, full=True)
+    assert table["official_non_live"] == pytest.approx(((1 + 0.98 + 1) / 3 + 4) / 5)
+    assert table["official_live"] == pytest.approx((2251 - 4 - 3) / 2251)
+    assert table["bfcl_accuracy"] == pytest.approx((2501 - 6 - 3) / 2501)
