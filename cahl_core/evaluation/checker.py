@@ -7,6 +7,7 @@ it printed; it is never a score.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -90,7 +91,7 @@ class BfclChecker:
                     errors="replace",
                     timeout=self.timeout,
                     cwd=scratch,
-                    env={"BFCL_PROJECT_ROOT": scratch},
+                    env=_environment(scratch),
                     check=False,
                 )
             except subprocess.TimeoutExpired as error:
@@ -118,6 +119,12 @@ class BfclChecker:
         if not isinstance(reply, dict) or any(key not in reply for key in keys):
             raise EvaluationError(f"the BFCL worker's reply lacks {', '.join(keys)}")
         return reply
+
+
+def _environment(scratch: str) -> dict[str, str]:
+    """Nothing of ours but what the interpreter itself may need to start."""
+    kept = {k: os.environ[k] for k in ("LD_LIBRARY_PATH",) if k in os.environ}
+    return {"BFCL_PROJECT_ROOT": scratch, **kept}
 
 
 def _tail(stderr: str | bytes | None) -> str:

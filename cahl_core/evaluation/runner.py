@@ -27,7 +27,7 @@ from cahl_core.serving.agent import Agent, AgentResult, Request
 
 LIBRARIES = ("torch", "transformers", "peft")
 CODE = ("protocol", "policy", "serving/agent.py", "records.py", "rewards.py", "training/rollout.py",
-        "evaluation/dev.py", "evaluation/metrics.py")  # fmt: skip
+        "datasets/references.py", "evaluation/dev.py", "evaluation/metrics.py")  # fmt: skip
 
 
 def bfcl_requests(items: Sequence[BfclItem]) -> list[Request]:
