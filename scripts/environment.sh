@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Makes the environment: environment.sh DIRECTORY. Called by `make env`.
+# Makes the environment: environment.sh DIRECTORY. Called by `make env` and by the Dockerfile, which
+# sets CAHL_EXTRAS to nothing: an image needs no linters.
 # uv installs in seconds what pip takes minutes for; without uv, pip does the same from the same pins.
 set -euo pipefail
 venv=$1
+package="-e .${CAHL_EXTRAS-[dev]}"
 
 fail() {
     echo "error: $1" >&2
@@ -51,11 +53,11 @@ uv_install() {
     "$venv/bin/python" -m pip install --quiet uv 2>/dev/null || return 1
     if [ -n "${PIP_FIND_LINKS:-}" ]; then
         "$venv/bin/uv" pip install --find-links "$PIP_FIND_LINKS" --python "$venv/bin/python" \
-            -e '.[dev]' -c constraints.txt
+            $package -c constraints.txt
     else
         # without a CUDA driver this takes torch's CPU build, gigabytes smaller
         "$venv/bin/uv" pip install --torch-backend="${TORCH_BACKEND:-auto}" --python "$venv/bin/python" \
-            -e '.[dev]' -c constraints.txt
+            $package -c constraints.txt
     fi
 }
 
@@ -68,6 +70,6 @@ if [ -z "${PIP_FIND_LINKS:-}" ]; then
 fi
 if ! uv_install; then
     echo "uv did not do it; installing with pip, which takes some minutes" >&2
-    "$venv/bin/python" -m pip install -e '.[dev]' -c constraints.txt ||
+    "$venv/bin/python" -m pip install $package -c constraints.txt ||
         fail "the packages could not be installed" "see pip's message above; behind a proxy or offline, set PIP_INDEX_URL or PIP_FIND_LINKS"
 fi
