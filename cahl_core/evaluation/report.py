@@ -90,7 +90,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         f"Not evaluated here: {missing or 'nothing'}. The leaderboard's overall score needs the "
         "multi-turn categories: these numbers are not comparable with it.",
         f"Prompts: {protocol['prompt']}; tools as {protocol['tool_rendering']}; backbone "
-        f"{protocol['backbone']}; {protocol['decoding']}.",
+        f"{protocol['backbone']}; {protocol['decoding']}. A text that can no longer begin with its "
+        "opening tag is ended there: whatever followed, it would be outside the grammar.",
         "BFCL accuracy: mean over the items that need calls. Irrelevance is apart: officially any "
         "output without a decodable call is right there, so broken output passes; strict counts "
         "valid plans that decline. Decode failures include prompts too long for the context.",
