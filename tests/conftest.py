@@ -49,7 +49,9 @@ def make_tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def make_model(folder: Path, seed: int = 0, architecture: str = "llama") -> None:
+def make_model(
+    folder: Path, seed: int = 0, architecture: str = "llama", positions: int = 4096
+) -> None:
     """A two-layer random model with grouped-query attention, in float32."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -63,7 +65,7 @@ def make_model(folder: Path, seed: int = 0, architecture: str = "llama") -> None
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
-        max_position_embeddings=4096,
+        max_position_embeddings=positions,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
