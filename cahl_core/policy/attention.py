@@ -22,6 +22,8 @@ from cahl_core.policy.packing import Packed
 
 PACKED = "cahl_packed"
 DECODE = "cahl_shared_prefix"
+PAD = 64
+SUFFIX_PAD = 32
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ class PrefixState:
     length: int = 0
 
     @property
+    def padded_length(self) -> int:
+        """Suffix tokens to compute with: few distinct shapes, the surplus masked."""
+        return min(-(-self.length // SUFFIX_PAD) * SUFFIX_PAD, self.suffix_keys[0].shape[2])
+
+    @property
     def samples(self) -> int:
         return self.suffix_keys[0].shape[0] // self.keys[0].shape[0]
 
@@ -148,13 +155,16 @@ def shared_prefix_attention(
     prompts = rows // samples
     state.suffix_keys[layer][:, :, state.length - 1] = key[:, :, 0]
     state.suffix_values[layer][:, :, state.length - 1] = value[:, :, 0]
-    own_keys = state.suffix_keys[layer][:, :, : state.length]
-    own_values = state.suffix_values[layer][:, :, : state.length]
+    width_own = state.padded_length
+    own_keys = state.suffix_keys[layer][:, :, :width_own]
+    own_values = state.suffix_values[layer][:, :, :width_own]
 
     query = query.view(rows, heads, groups, width) * (width**-0.5 if scaling is None else scaling)
     shared_query = _by_prompt(query, prompts, samples)
     shared = shared_query @ state.keys[layer].transpose(2, 3) + state.bias
-    scores = torch.cat([_by_row(shared, samples), query @ own_keys.transpose(2, 3)], dim=3)
+    own = query @ own_keys.transpose(2, 3)
+    own[..., state.length :] = float("-inf")
+    scores = torch.cat([_by_row(shared, samples), own], dim=3)
     weights = torch.softmax(scores, dim=3, dtype=torch.float32).to(query.dtype)
     split = shared.shape[3]
     out = _by_row(_by_prompt(weights[..., :split], prompts, samples) @ state.values[layer], samples)
@@ -182,6 +192,20 @@ def register() -> None:
 
     AttentionInterface.register(PACKED, packed_attention)
     AttentionInterface.register(DECODE, shared_prefix_attention)
+
+
+def packed_inputs(row: Packed, device: torch.device) -> dict[str, Any]:
+    """What the decoder takes for a packed row, padded to a multiple of `PAD`.
+
+    Kernels are compiled once per shape, and rows of every length would compile them every time.
+    """
+    wide = row.padded(PAD)
+    return {
+        "input_ids": torch.from_numpy(wide.input_ids)[None].to(device),
+        "position_ids": torch.from_numpy(wide.position_ids)[None].to(device),
+        "attention_mask": passthrough_mask(device),
+        "packed_runs": PackedRuns.of(wide, device),
+    }
 
 
 def passthrough_mask(device: torch.device) -> Tensor:

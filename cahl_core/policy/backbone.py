@@ -105,16 +105,9 @@ class Policy:
 
     def hidden_states(self, row: Packed) -> Tensor:
         """Last hidden states ``[L, hidden]`` of a packed row, with the active adapter."""
-        device = self.device
         with self.autocast():
-            output = self.decoder(
-                input_ids=torch.from_numpy(row.input_ids)[None].to(device),
-                position_ids=torch.from_numpy(row.position_ids)[None].to(device),
-                attention_mask=attention.passthrough_mask(device),
-                use_cache=False,
-                packed_runs=attention.PackedRuns.of(row, device),
-            )
-        hidden: Tensor = output.last_hidden_state[0]
+            output = self.decoder(**attention.packed_inputs(row, self.device), use_cache=False)
+        hidden: Tensor = output.last_hidden_state[0, : len(row)]
         return hidden
 
     def new_adapter(self, name: str, seed: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cahl_core.errors import PromptTooLongError
-from cahl_core.policy.attention import PackedRuns, PrefixState, passthrough_mask
+from cahl_core.policy.attention import PAD, PrefixState, packed_inputs, passthrough_mask
 from cahl_core.policy.backbone import Policy
 from cahl_core.policy.decoder import DecodeModel
 from cahl_core.policy.packing import pack
@@ -223,12 +223,7 @@ class Engine:
         for row in pack(prompts, self.row_tokens):
             cache: Any = DynamicCache(config=model.config)
             hidden = model.base_model(
-                input_ids=torch.from_numpy(row.input_ids)[None].to(device),
-                position_ids=torch.from_numpy(row.position_ids)[None].to(device),
-                attention_mask=passthrough_mask(device),
-                past_key_values=cache,
-                use_cache=True,
-                packed_runs=PackedRuns.of(row, device),
+                **packed_inputs(row, device), past_key_values=cache, use_cache=True
             ).last_hidden_state[0]
             self.prefilled_tokens += len(row)
             if state is None:
@@ -277,6 +272,7 @@ def _empty_state(
     cache: Any, prompts: int, samples: int, longest: int, max_tokens: int
 ) -> PrefixState:
     keys, values, own_keys, own_values = [], [], [], []
+    longest += -longest % PAD
     for layer in cache.layers:
         _, heads, _, width = layer.keys.shape
         keys.append(layer.keys.new_zeros(prompts, heads, longest, width))

@@ -49,6 +49,20 @@ class Packed:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def padded(self, multiple: int) -> Packed:
+        """The row with unrelated tokens after it, its length a multiple of ``multiple``."""
+        extra = np.arange(-len(self) % multiple)
+        if not len(extra):
+            return self
+        parents = np.concatenate([[-1], len(self) + extra[:-1]])
+        return Packed(
+            np.concatenate([self.input_ids, np.zeros_like(extra)]),
+            np.concatenate([self.position_ids, extra]),
+            np.concatenate([self.parents, parents]),
+            self.paths,
+            self.indices,
+        )
+
     def runs(self) -> list[Run]:
         """The unbranched stretches of the row, each with the positions of its ancestors."""
         starts = np.flatnonzero(self.parents != np.arange(len(self)) - 1).tolist()
