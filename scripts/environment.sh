@@ -64,7 +64,10 @@ uv_install() {
 # uv does not read pip's configuration: a folder of wheels named there counts like the variable
 if [ -z "${PIP_FIND_LINKS:-}" ]; then
     unset PIP_FIND_LINKS
-    if folder=$("$venv/bin/python" -m pip config get global.find-links 2>/dev/null); then
+    # `pip config get` of Debian's pip 23.0 does not find what its `list` shows
+    folder=$("$venv/bin/python" -m pip config list 2>/dev/null |
+        sed -n "s/^global\.find-links='\(.*\)'\$/\1/p" || true)
+    if [ -n "$folder" ]; then
         export PIP_FIND_LINKS=$folder
     fi
 fi
