@@ -38,6 +38,7 @@ PROFILE = {
         "sample": {"simple": 2, "irrelevance": 1},
     },
 }
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for the whole run
 PREDICT = """
 import json, mlflow
 mlflow.set_tracking_uri("sqlite:///mlflow.db")
@@ -62,7 +63,7 @@ def _run(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1200,
         check=False,
     )
 
