@@ -173,7 +173,9 @@ class EvaluateSettings(Section):
     plan_tokens: Positive = 256
     call_tokens: Positive = 192
     dev_tasks: Positive = Field(32, description="prepared dev tasks for reward and validity")
-    batch_size: Positive = 16
+    batch_size: Positive = Field(
+        64, description="requests that are decoded together, and lost by an interruption"
+    )
     checker_timeout: Positive = Field(300, description="seconds for the worker process")
 
 

@@ -43,7 +43,12 @@ def cahl(*arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
 def start_stub(body: str, root: Path) -> subprocess.Popen[str]:
     """``cahl sft`` with a stage of our own."""
     command = [sys.executable, "-c", PROGRAM.format(body=body), "sft", "--root", str(root)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # below a shell's background job SIGINT is ignored, and children inherit that
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def test_help_answers_at_once() -> None:
