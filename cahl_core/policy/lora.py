@@ -1,7 +1,7 @@
 """LoRA's linear layer in three matrix products forward and five backward, and nothing else.
 
-peft's layer casts its input up and down, scales and adds in separate passes over the whole output; on
-a CPU those passes cost as much as the products. The adapters stay peft's: only the arithmetic of the
+peft's layer casts its input up and down, scales and adds in separate passes over the whole output; this
+one has none of those passes. The adapters stay peft's: only the arithmetic of the
 plain case (one active adapter, no dropout, not merged) is replaced.
 """
 

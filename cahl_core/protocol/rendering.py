@@ -1,7 +1,7 @@
 """How tool descriptions are written into prompts: JSON Schema, or a compact signature form.
 
 The compact form keeps what a caller needs (names, types, what is required, allowed values, defaults,
-the first clause of each description) at a third of the tokens; `cahl prepare` measures both.
+the first clause of each description) in fewer tokens; `cahl prepare` measures both.
 """
 
 from __future__ import annotations

@@ -287,10 +287,7 @@ def test_an_update_raises_what_was_good_and_touches_nothing_else(root: Path) -> 
     samples = _samples(policy)
     frozen = {k: v.clone() for k, v in policy.model.named_parameters() if ".planner." not in k}
     trainee = Trainee(policy, "planner", 1e-3, 1.0)
-    before = update_role("planner", samples, trainee, settings, 1.0, Workers()).loss
-    after = update_role("planner", samples, trainee, settings, 0.0, Workers()).loss
-    # the second call's own old log-probabilities make its ratio 1 again: compare likelihoods
-    del before, after
+    update_role("planner", samples, trainee, settings, 1.0, Workers())
     from cahl_core.policy.logprobs import sequence_logprobs
 
     prompts = [s.prompt for s in samples]
