@@ -67,17 +67,41 @@ class FetchSettings(Section):
         None, description="directory looked at first; CAHL_MIRROR has precedence"
     )
     retries: Natural = 3
+    use: Literal["research", "commercial"] = Field(
+        "research", description="a source whose licence does not permit this use is refused"
+    )
 
 
 class PrepareSettings(Section):
-    """From raw sources to validated tasks, split into train and dev."""
+    """From raw sources to validated tasks, split into train, dev and unseen-tool dev."""
 
     sources: tuple[str, ...] = ("complexfuncbench", "nestful")
+    weights: dict[str, Weight] = Field(
+        default_factory=dict,
+        description="share of a source in training relative to its size: 0.5 keeps half of its "
+        "records, 2 takes each twice a pass; sources not named have 1",
+    )
     max_records: Positive | None = Field(None, description="per source; None takes all")
     max_prompt_tokens: Positive = 1024
     max_steps: Positive = Field(8, description="records with more gold steps are set aside")
+    max_tools: Positive = Field(128, description="records that offer more tools are set aside")
+    max_text_chars: Positive = Field(
+        200_000,
+        description="a record whose JSON is longer is set aside without being parsed further",
+    )
     max_result_chars: Positive = 320
     dev_tasks: Positive = 32
+    unseen_tool_tasks: Natural = Field(
+        16, description="dev tasks whose gold tools occur in no training task, not even as offered"
+    )
+    near_duplicate: Share = Field(
+        0.85,
+        description="estimated Jaccard similarity of requests above which one is set aside; "
+        "0 turns the check off",
+    )
+    decontaminate: tuple[str, ...] = Field(
+        ("bfcl-v3",), description="sources whose questions no training request may repeat"
+    )
     single_step_share: Share = Field(
         0.5, description="requests derived from one gold call, as a share of all training tasks"
     )
@@ -87,8 +111,22 @@ class PrepareSettings(Section):
     irrelevance_share: Share = Field(
         0.1, description="requests whose fitting tools were taken away, share of all"
     )
+    missing_argument_share: Share = Field(
+        0.0, description="requests that leave out a required argument (the plan asks), share of all"
+    )
+    rename_share: Share = Field(
+        0.0, description="share of the original records that get new tool and argument names"
+    )
+    distractors: Natural = Field(
+        0, description="at most this many tools of other records are added to an original record"
+    )
+    shuffle_tools: bool = Field(True, description="offer the tools of every record in random order")
     max_faulty_share: Share = Field(
         0.3, description="more records set aside for faults (not for length) fail the stage"
+    )
+    shard_rows: Positive = Field(
+        50_000,
+        description="above this many tasks a split is written as Parquet shards of this size",
     )
     seed: int = 0
 

@@ -21,6 +21,8 @@ from cahl_core.errors import DataError
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 ROLES = ("system", "user", "assistant", "tool")
+MESSAGE_KEYS = ("role", "content", "name", "reasoning", "tool_calls")
+TASK_KEYS = ("id", "source", "messages", "tools", "answers", "plan", "meta")
 
 
 def _take(record: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -30,6 +32,13 @@ def _take(record: Mapping[str, Any], key: str, kind: type | tuple[type, ...], wh
     if not isinstance(value, kind):
         names = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
         raise DataError(f"{where}: field '{key}' is {type(value).__name__}, must be {names}")
+    return value
+
+
+def _optional_text(record: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = record.get(key)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{where}: {key} is {type(value).__name__}, must be text")
     return value
 
 
@@ -44,7 +53,9 @@ class ToolCall:
         return {"name": self.name, "arguments": self.arguments}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any], where: str = "tool call") -> ToolCall:
+    def from_json(cls, record: Any, where: str = "tool call") -> ToolCall:
+        if not isinstance(record, Mapping):
+            raise DataError(f"{where}: is {type(record).__name__}, must be an object")
         return cls(_take(record, "name", str, where), _take(record, "arguments", dict, where))
 
 
@@ -76,8 +87,10 @@ class ToolSpec:
         return {"type": "function", "function": function}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any], where: str = "tool") -> ToolSpec:
+    def from_json(cls, record: Any, where: str = "tool") -> ToolSpec:
         """Reads the OpenAI form, wrapped in ``{"type": "function", "function": …}`` or bare."""
+        if not isinstance(record, Mapping):
+            raise DataError(f"{where}: is {type(record).__name__}, must be an object")
         function = record.get("function", record)
         if not isinstance(function, Mapping):
             raise DataError(f"{where}: 'function' is {type(function).__name__}, must be an object")
@@ -110,7 +123,9 @@ class SubTask:
         return {"task": self.task, "tool": self.tool, "arguments": self.arguments}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any], where: str = "sub-task") -> SubTask:
+    def from_json(cls, record: Any, where: str = "sub-task") -> SubTask:
+        if not isinstance(record, Mapping):
+            raise DataError(f"{where}: is {type(record).__name__}, must be an object")
         return cls(
             _take(record, "task", str, where),
             _take(record, "tool", (str, type(None)), where),
@@ -142,23 +157,50 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of the conversation."""
+    """One turn of the conversation.
+
+    An assistant's turn may hold the calls it made; a tool's turn is the result of one of them.
+    ``extra`` keeps the keys of a record that have no field here.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    reasoning: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"role": self.role, "content": self.content}
+        record: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.name is not None:
+            record["name"] = self.name
+        if self.reasoning is not None:
+            record["reasoning"] = self.reasoning
+        if self.tool_calls:
+            record["tool_calls"] = [call.to_json() for call in self.tool_calls]
+        return record | self.extra
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any], where: str = "message") -> Message:
+    def from_json(cls, record: Any, where: str = "message") -> Message:
+        if not isinstance(record, Mapping):
+            raise DataError(f"{where}: is {type(record).__name__}, must be an object")
         role = _take(record, "role", str, where)
         if role not in ROLES:
             raise DataError(f"{where}: role '{role}' is not one of {', '.join(ROLES)}")
         content = record.get("content")
         if content is not None and not isinstance(content, str):
             raise DataError(f"{where}: content is {type(content).__name__}, must be text")
-        return cls(role, content or "")
+        calls = record.get("tool_calls") or []
+        if not isinstance(calls, list):
+            raise DataError(f"{where}: tool_calls is {type(calls).__name__}, must be a list")
+        return cls(
+            role,
+            content or "",
+            tuple(ToolCall.from_json(c, f"{where}: tool_calls[{i}]") for i, c in enumerate(calls)),
+            _optional_text(record, "name", where),
+            _optional_text(record, "reasoning", where),
+            {key: value for key, value in record.items() if key not in MESSAGE_KEYS},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +208,8 @@ class ToolTask:
     """A request, its tools, and the gold steps that answer it.
 
     ``meta["results"]``, where present, holds the recorded result of every gold call in call order
-    (``None`` where none was recorded).
+    (``None`` where none was recorded); ``meta["resolved"]`` its arguments with values for references
+    (``None`` where a result is not known); ``meta["answer"]`` the final answer in words.
     """
 
     id: str
@@ -212,6 +255,9 @@ class ToolTask:
         if not all(isinstance(step, list) for step in answers):
             raise DataError(f"{where}: 'answers' must be a list of steps, each a list of calls")
         plan = record.get("plan")
+        meta = record.get("meta") or {}
+        if not isinstance(meta, Mapping):
+            raise DataError(f"{where}: 'meta' is {type(meta).__name__}, must be an object")
         return cls(
             id=task_id,
             source=_take(record, "source", str, where),
@@ -230,5 +276,5 @@ class ToolTask:
                 for k, step in enumerate(answers)
             ),
             plan=None if plan is None else Plan.from_json(plan, f"{where}: plan"),
-            meta=dict(record.get("meta") or {}),
+            meta={**{k: v for k, v in record.items() if k not in TASK_KEYS}, **meta},
         )

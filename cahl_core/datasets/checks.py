@@ -14,7 +14,12 @@ from cahl_core.files import dump_json
 from cahl_core.records import ToolCall, ToolSpec, ToolTask
 
 RULES = {
+    "unreadable_file": "a file is damaged or ends early; its readable records are still used",
+    "invalid_utf8": "the record is not UTF-8",
+    "not_json": "the record is not JSON (NaN, Infinity and repeated keys are not JSON either)",
+    "record_too_large": "the record is longer than prepare.max_text_chars",
     "malformed": "the record does not have the form of a task",
+    "control_characters": "a text holds NUL, other control or bidirectional control characters",
     "tool_without_schema": "an offered tool has no usable parameter schema",
     "empty_request": "no user message with text",
     "duplicate_tool": "two offered tools have one name",
@@ -66,7 +71,7 @@ def parse(record: Any, where: str) -> ToolTask | Problem:
     """The record as a task, or why it is none."""
     if isinstance(record, Mapping):
         if "malformed" in record:
-            return "malformed", str(record["malformed"])
+            return str(record.get("rule", "malformed")), str(record["malformed"])
         for tool in record.get("tools") or []:
             function = tool.get("function", tool) if isinstance(tool, Mapping) else None
             if isinstance(function, Mapping) and not isinstance(function.get("parameters"), dict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,17 @@ from typing import Any
 import yaml
 
 from cahl_core.config import PrepareSettings
-from cahl_core.datasets import nestful
+from cahl_core.datasets.adapters import READERS, ReadLimits
 from cahl_core.datasets.checks import LIMITS, Quarantined, check, parse, quarantine
 from cahl_core.datasets.derive import with_plan
 from cahl_core.datasets.overlap import Benchmark, normalise
 from cahl_core.datasets.prompts import PromptMeter
 from cahl_core.datasets.sources import Source, load_sources, pick
 from cahl_core.errors import ConfigError, DataError, StageInputError
-from cahl_core.files import read_jsonl
 from cahl_core.progress import progress
 from cahl_core.records import ToolTask
 from cahl_core.stage import StageRun
 
-Reader = Callable[[Path, int], Iterator[dict[str, Any]]]
 HOLDOUT = Path("data") / "holdout.yaml"
 
 
@@ -69,18 +66,6 @@ def read_held_out(root: Path) -> dict[str, set[str]]:
         raise DataError(f"{path} is not a mapping of source to ids: {error}") from error
 
 
-def _read_tasks(folder: Path, _: int) -> Iterator[Any]:
-    for file in sorted(folder.glob("*.jsonl")):
-        yield from read_jsonl(file)
-
-
-READERS: dict[str, Reader] = {
-    "complexfuncbench": nestful.read_complexfuncbench,
-    "nestful": nestful.read_nestful,
-    "tool-tasks": _read_tasks,
-}
-
-
 def read_source(root: Path, source: Source, settings: PrepareSettings) -> list[Any]:
     """The records of one source, or ``max_records`` of them chosen by the seed.
 
@@ -95,7 +80,8 @@ def read_source(root: Path, source: Source, settings: PrepareSettings) -> list[A
             f"source '{source.name}' has format '{source.format}', not one to train on",
             f"formats: {', '.join(READERS)}",
         )
-    records = list(READERS[source.format](folder, settings.max_result_chars))
+    limits = ReadLimits(settings.max_result_chars, settings.max_text_chars)
+    records = list(READERS[source.format](folder, source.name, limits))
     limit = settings.max_records
     if limit is None or limit >= len(records):
         return records

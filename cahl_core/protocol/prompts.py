@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -50,7 +50,7 @@ def planner_prompt(
     """Token ids that end where the plan begins.
 
     System messages of the conversation follow our own instruction in the one system message; tool
-    results become user turns, since many templates know no tool role.
+    results become user turns and calls a line of text, since many templates know neither.
     """
     clean = _cleaner(tokenizer)
     system = [_system(PLANNER_SYSTEM, tools, rendering, clean)]
@@ -61,8 +61,18 @@ def planner_prompt(
         elif message.role == "tool":
             turns.append({"role": "user", "content": "Result: " + clean(message.content)})
         else:
-            turns.append({"role": message.role, "content": clean(message.content)})
+            turns.append({"role": message.role, "content": clean(_spoken(message))})
     return _encode(tokenizer, "\n\n".join(system), turns)
+
+
+def calls_line(calls: Sequence[Mapping[str, Any]]) -> str:
+    """How calls of earlier turns are shown to the planner."""
+    return "Calls: " + json.dumps(calls, ensure_ascii=False)
+
+
+def _spoken(message: Message) -> str:
+    made = [calls_line([c.to_json() for c in message.tool_calls])] if message.tool_calls else []
+    return "\n".join(filter(None, [message.content, *made]))
 
 
 def executor_prompt(

@@ -10,6 +10,7 @@ from typing import Any
 from cahl_core.errors import DataError
 from cahl_core.files import digest
 from cahl_core.protocol.parsing import ParseFailure
+from cahl_core.protocol.prompts import calls_line
 from cahl_core.records import Message, Plan, ToolCall, ToolSpec
 from cahl_core.serving.agent import AgentResult, Request
 
@@ -83,9 +84,12 @@ def _message(record: Any, where: str) -> Message:
     if isinstance(content, Sequence) and not isinstance(content, str):
         content = "".join(_part(part, where) for part in content)
     calls = record.get("tool_calls")
-    if calls is not None and len(calls):
-        content = "\n".join(filter(None, [content, "Calls: " + _dump_calls(calls, where)]))
-    return Message.from_json({**record, "content": content}, where)
+    made = [] if calls is None or not len(calls) else _calls(calls, where)
+    if not all(isinstance(call["arguments"], dict) for call in made):
+        # what a model wrote wrongly is shown as it stands: it is part of the history
+        content = "\n".join(filter(None, [content, calls_line(made)]))
+        made = []
+    return Message.from_json({**record, "content": content, "tool_calls": made}, where)
 
 
 def _part(part: Any, where: str) -> str:
@@ -94,9 +98,9 @@ def _part(part: Any, where: str) -> str:
     raise DataError(f"{where}: only text parts are understood in content", "leave other parts out")
 
 
-def _dump_calls(calls: Any, where: str) -> str:
+def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
     try:
-        shown = [
+        return [
             {"name": c["function"]["name"], "arguments": _arguments(c["function"]["arguments"])}
             for c in calls
         ]
@@ -104,7 +108,6 @@ def _dump_calls(calls: Any, where: str) -> str:
         raise DataError(
             f"{where}: tool_calls must be [{{'function': {{'name', 'arguments'}}}}]"
         ) from error
-    return json.dumps(shown, ensure_ascii=False)
 
 
 def _arguments(value: Any) -> Any:

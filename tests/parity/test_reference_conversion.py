@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cahl_core.datasets.adapters import READERS, ReadLimits
 from cahl_core.datasets.intake import read_held_out
-from cahl_core.datasets.nestful import read_complexfuncbench, read_nestful
 
 REPOSITORY = Path(__file__).parents[2]
 RAW = REPOSITORY / "data" / "raw"
 REFERENCE = REPOSITORY.parent / "shared" / "data"
 # NESTFUL's wheel corrects some calls and requests of the repository the reference was made from
 NESTFUL_CALLS, NESTFUL_REQUESTS = 71, 4
+
+
+def read(name: str) -> Iterator[dict[str, Any]]:
+    return READERS[name](RAW / name, name, ReadLimits())
 
 
 def reference(name: str) -> dict[str, Any]:
@@ -43,7 +48,7 @@ def without(record: dict[str, Any], ours: dict[str, Any]) -> list[Any]:
 
 def test_complexfuncbench_requests_calls_and_resolved_values_are_equal() -> None:
     expected = reference("complexfuncbench")
-    found = {r["id"]: r for r in read_complexfuncbench(RAW / "complexfuncbench", 320)}
+    found = {r["id"]: r for r in read("complexfuncbench")}
     assert len(found) == 1000
     differing = 0
     for record_id, other in expected.items():
@@ -64,7 +69,7 @@ def test_the_reserved_ids_are_those_the_reference_leaves_out() -> None:
 
 def test_nestful_requests_and_calls_are_equal_but_for_the_wheels_corrections() -> None:
     expected = reference("nestful")
-    found = {r["id"]: r for r in read_nestful(RAW / "nestful", 320)}
+    found = {r["id"]: r for r in read("nestful")}
     assert set(expected) <= set(found)
     other_calls = sum(calls(found[i]) != without(r, found[i]) for i, r in expected.items())
     other_texts = sum(found[i]["messages"] != r["messages"] for i, r in expected.items())

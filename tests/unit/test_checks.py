@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cahl_core.config import PrepareSettings
+from cahl_core.datasets.adapters.nestful import convert
 from cahl_core.datasets.checks import check, parse, quarantine
-from cahl_core.datasets.nestful import convert
 from cahl_core.datasets.overlap import Benchmark
 from cahl_core.records import ToolTask
 
@@ -101,7 +101,7 @@ def test_what_is_not_a_record_is_malformed(record: Any) -> None:
 
 def test_a_source_record_without_the_sources_form_is_malformed() -> None:
     for raw in (None, {}, {"input": 3, "output": []}, {"input": "x", "output": [{"name": "f"}]}):
-        assert rule_of(convert(raw, "nestful", "nestful-sgd-0", {}, 100)) == "malformed"
+        assert rule_of(convert(raw, "nestful", "nestful-sgd-0", {}, 100, 2)) == "malformed"
 
 
 def test_quarantined_records_carry_source_id_rule_detail_and_excerpt() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from cahl_core.errors import DataError
 from cahl_core.protocol.parsing import parse_execution, parse_plan
-from cahl_core.records import SubTask
+from cahl_core.records import SubTask, ToolCall
 from cahl_core.serving.agent import AgentResult, StepResult
 from cahl_core.serving.openai_form import answer, parse_request
 from cahl_core.serving.served import requests_of
@@ -66,12 +66,18 @@ def test_a_conversation_with_calls_and_results_is_read() -> None:
             "tools": [TOOL],
         }
     )
-    assert [m.content for m in request.messages] == [
-        "one",
-        'Calls: [{"name": "f", "arguments": {"a": 1}}]',
-        "7",
-    ]
+    assert [m.content for m in request.messages] == ["one", "", "7"]
+    assert request.messages[1].tool_calls == (ToolCall("f", {"a": 1}),)
     assert request.tools[0].name == "f"
+
+
+def test_calls_a_model_wrote_wrongly_stay_in_the_history_as_text() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{broken"}}
+    spoken = {"role": "assistant", "content": None, "tool_calls": [call]}
+    record = {"messages": [ASK, spoken, {"role": "tool", "content": "no"}]}
+    message = parse_request(record).messages[1]
+    assert message.content == 'Calls: [{"name": "f", "arguments": "{broken"}]'
+    assert message.tool_calls == ()
 
 
 def test_every_form_mlflow_hands_over_is_the_same_request() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahl_core.datasets.nestful import ground
+from cahl_core.datasets.adapters.nestful import ground
 from cahl_core.datasets.references import (
     MISSING,
     as_type,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cahl_core.datasets.adapters.base import ReadLimits, Record, malformed
 from cahl_core.datasets.references import (
     MISSING,
     Reference,
@@ -30,10 +31,8 @@ from cahl_core.errors import DataError
 from cahl_core.files import read_json
 from cahl_core.records import ToolCall
 
-Record = dict[str, Any]
-
 FINAL = "var_result"  # NESTFUL's last entry: what the answer is made of, not a call
-DISTRACTORS = {"complexfuncbench": 2, "nestful": 5}
+FEW, SOME = 2, 5  # distractors: ComplexFuncBench's tools are long
 TYPES = {
     "str": "string", "String": "string", "string": "string", "Date (yyyy-mm-dd)": "string",
     "int": "integer", "integer": "integer", "float": "number", "double": "number",
@@ -45,20 +44,20 @@ CLOCK = re.compile(r"\d{4}-\d\d-\d\d|\d{1,2}:\d\d(:\d\d)?")
 MAX_RETURN_DEPTH = 2
 
 
-def read_complexfuncbench(folder: Path, max_result_chars: int) -> Iterator[Record]:
-    """Yields the records of ComplexFuncBench in source order, ids ``complexfuncbench-<index>``."""
+def read_complexfuncbench(folder: Path, source: str, limits: ReadLimits) -> Iterator[Record]:
+    """Yields the records of ComplexFuncBench in source order, ids ``<source>-<index>``."""
     tools = read_tools(folder / "complexfuncbench-spec.json")
     for index, raw in enumerate(_records(folder / "complexfuncbench-data.json")):
-        yield convert(raw, "complexfuncbench", f"complexfuncbench-{index}", tools, max_result_chars)
+        yield convert(raw, source, f"{source}-{index}", tools, limits.result_chars, FEW)
 
 
-def read_nestful(folder: Path, max_result_chars: int) -> Iterator[Record]:
-    """Yields the records of NESTFUL v1, ids ``nestful-<part>-<index>``."""
+def read_nestful(folder: Path, source: str, limits: ReadLimits) -> Iterator[Record]:
+    """Yields the records of NESTFUL v1, ids ``<source>-<part>-<index>``."""
     parts = {"executable": "", "glaive": "non-executable-", "sgd": "non-executable-"}
     for part, prefix in parts.items():
         tools = read_tools(folder / f"{prefix}{part}-spec.json")
         for index, raw in enumerate(_records(folder / f"{prefix}{part}-data.json")):
-            yield convert(raw, "nestful", f"nestful-{part}-{index}", tools, max_result_chars)
+            yield convert(raw, source, f"{source}-{part}-{index}", tools, limits.result_chars, SOME)
 
 
 def _records(path: Path) -> list[Any]:
@@ -132,7 +131,12 @@ def _returned(raw: Any, depth: int) -> Record:
 
 
 def convert(
-    raw: Any, source: str, record_id: str, tools: Mapping[str, Record], max_result_chars: int
+    raw: Any,
+    source: str,
+    record_id: str,
+    tools: Mapping[str, Record],
+    max_result_chars: int,
+    distractors: int,
 ) -> Record:
     """One source record as the JSON form of a `ToolTask`; checks come later, in `prepare`.
 
@@ -145,7 +149,7 @@ def convert(
         labels = [c.get("label") for c in entries]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
-        return {"id": record_id, "source": source, "malformed": reason}
+        return malformed(source, record_id, reason)
     responses = [c.get("response") for c in entries]
     calls, grounded, ungrounded = ground(calls, responses, request, tools)
     references = dependencies(calls)
@@ -165,7 +169,7 @@ def convert(
         "id": record_id,
         "source": source,
         "messages": [{"role": "user", "content": request}],
-        "tools": _offered(calls, tools, record_id, DISTRACTORS[source]),
+        "tools": _offered(calls, tools, record_id, distractors),
         "answers": [[call.to_json()] for call in calls],
         "meta": meta,
     }
