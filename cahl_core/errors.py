@@ -39,6 +39,10 @@ class ChecksumError(SourceError):
     """A downloaded or mirrored file is not the declared one."""
 
 
+class LicenceError(SourceError):
+    """A source's licence, or its being a test set, forbids the use asked for."""
+
+
 class DataError(CahlError):
     """A record or a file does not have the declared form."""
 
