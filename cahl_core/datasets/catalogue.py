@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
-from cahl_core.datasets.plans import words
+from cahl_core.datasets.names import words
 from cahl_core.datasets.variation import usable
 from cahl_core.records import ToolSpec, ToolTask
 
@@ -52,10 +52,16 @@ class Catalogue:
 
     @cached_property
     def topics(self) -> dict[str, frozenset[str]]:
-        return {name: frozenset(topic(tool)) for name, tool in self.tools.items()}
+        return {name: topic(tool) for name, tool in self.tools.items()}
 
 
-def topic(tool: ToolSpec) -> set[str]:
+def topic(tool: ToolSpec) -> frozenset[str]:
     """Content words of a tool's name and description, without plural."""
-    text = words(tool.name) + [w.strip(".,()").lower() for w in tool.description.split()]
-    return {w.rstrip("s") for w in text if len(w) > 2 and w not in COMMON}
+    return topic_of(tool.name, tool.description)
+
+
+@lru_cache(maxsize=65536)
+def topic_of(name: str, description: str) -> frozenset[str]:
+    """`topic` of a tool with this name and description."""
+    text = words(name) + [w.strip(".,()").lower() for w in description.split()]
+    return frozenset(w.rstrip("s") for w in text if len(w) > 2 and w not in COMMON)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from cahl_core.datasets.names import title
 from cahl_core.datasets.references import has_reference
+from cahl_core.datasets.wording import LEADING
 from cahl_core.records import Plan, SubTask, ToolCall, ToolSpec, ToolTask
 
 TASK_WORDS = 8
 VALUE_WORDS = 4
-LEADING = re.compile(
-    r"^(this (api|endpoint|function|tool) |an? (api|function|tool) (to|that) )", re.I
-)
 
 
 def plan_from_gold(task: ToolTask) -> Plan:
@@ -49,26 +48,6 @@ def purpose(tool: ToolSpec) -> str:
     if not 1 < len(clause.split()) <= TASK_WORDS or re.search(r"[`/_]", clause):
         return title(tool.name)
     return clause[0].upper() + clause[1:]
-
-
-def title(name: str) -> str:
-    """A tool's name as words.
-
-    >>> title("Hotels.searchByCity_v2")
-    'Hotels search by city v2'
-    """
-    return " ".join(words(name)).capitalize()
-
-
-def words(name: str) -> list[str]:
-    """The lower-case words of a snake_case, camelCase or dotted name.
-
-    >>> words("getHTTPStatus_code")
-    ['get', 'http', 'status', 'code']
-    """
-    spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
-    spaced = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1 \2", spaced)
-    return [word.lower() for word in re.split(r"[^A-Za-z0-9]+", spaced) if word]
 
 
 def _telling_value(call: ToolCall) -> str | None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cahl_core.datasets.plans import words
+from cahl_core.datasets.names import words
 
 POOLS: dict[str, tuple[str, ...]] = {
     "place": (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cahl_core.datasets.plans import words
+from cahl_core.datasets.names import words
 from cahl_core.datasets.values import COUNTS, category
 from cahl_core.records import ToolSpec
 

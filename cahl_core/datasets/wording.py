@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cahl_core.datasets.plans import LEADING, title, words
+from cahl_core.datasets.names import title, words
 from cahl_core.datasets.values import category, spoken_date
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -54,6 +54,9 @@ QUANTITY = re.compile(
     r"(calculate|compute|work out|figure out|determine|get|find|show me|tell me) the (.+)"
 )
 MAX_ACTION_WORDS = 12
+LEADING = re.compile(
+    r"^(this (api|endpoint|function|tool) |an? (api|function|tool) (to|that) )", re.I
+)
 GENERIC = re.compile(
     r"( (for|of|at|in|on|to|about|around|by|from))? (a|an|the|any)? ?"
     r"(specific|given|particular|specified|certain|provided)( \w+)?$"

@@ -1,0 +1,28 @@
+"""Names of tools and arguments as words, and the styles in which names are written."""
+
+from __future__ import annotations
+
+import re
+
+# what makes a name stand out from prose
+IDENTIFIER = re.compile(r"[A-Za-z0-9][_.][A-Za-z0-9]|[a-z0-9][A-Z]")
+
+
+def title(name: str) -> str:
+    """A tool's name as words.
+
+    >>> title("Hotels.searchByCity_v2")
+    'Hotels search by city v2'
+    """
+    return " ".join(words(name)).capitalize()
+
+
+def words(name: str) -> list[str]:
+    """The lower-case words of a snake_case, camelCase or dotted name.
+
+    >>> words("getHTTPStatus_code")
+    ['get', 'http', 'status', 'code']
+    """
+    spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
+    spaced = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1 \2", spaced)
+    return [word.lower() for word in re.split(r"[^A-Za-z0-9]+", spaced) if word]
