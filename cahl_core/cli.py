@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from cahl_core import data_cli
+
 if TYPE_CHECKING:
     from cahl_core.config import Settings
 
@@ -65,6 +67,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_cli.app)
 
 
 @app.command()

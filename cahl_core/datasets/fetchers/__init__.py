@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cahl_core.datasets.archives import check_gzip
 from cahl_core.datasets.fetchers import git, hub, own, pypi
-from cahl_core.datasets.fetchers.base import Context, copy_files, records_in, upstream_in
+from cahl_core.datasets.fetchers.base import Context, copy_files, counted, records_in, upstream_in
 from cahl_core.datasets.sources import ORIGIN_FILE, Origin, Source
 from cahl_core.errors import SourceError
 from cahl_core.files import sha256
@@ -55,7 +55,7 @@ def fetch_into(source: Source, target: Path, context: Context) -> Origin:
         {name: sha256(path) for name, path in files.items()},
     )
     (target / ORIGIN_FILE).write_text(origin.to_yaml(), encoding="utf-8")
-    context.log(f"{source.name}: {len(files)} files ({origin.form}), {source.licence}")
+    context.log(f"{source.name}: {counted(len(files))} ({origin.form}), {source.licence}")
     return origin
 
 

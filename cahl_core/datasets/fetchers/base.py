@@ -74,8 +74,15 @@ def _all_in(folder: Path, names: list[str], source: Source, log: Log) -> dict[st
         found |= {str(p.relative_to(folder)): p for p in matches}
         missing += [] if matches else [name]
     if found and missing:
-        log(f"{source.name}: {folder} has {len(found)} files but lacks {some(missing)}; not used")
+        log(
+            f"{source.name}: {folder} has {counted(len(found))} but lacks {some(missing)}; not used"
+        )
     return None if missing else found
+
+
+def counted(number: int) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number} file" + "s" * (number != 1)
 
 
 def some(names: Sequence[str]) -> str:
@@ -97,18 +104,17 @@ def copy_files(
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    context.log(f"{source.name}: {len(found)} files from {next(iter(found.values())).parent}")
+    context.log(f"{source.name}: {counted(len(found))} from {next(iter(found.values())).parent}")
 
 
-def unreachable(source: Source, reason: str, advice: str, log_url: str = "") -> SourceError:
+def unreachable(source: Source, reason: str, advice: str) -> SourceError:
     """The error of a machine without network: what was asked, why not, what to do elsewhere."""
-    asked = source.origin + (f" ({log_url})" if log_url else "")
     places = f"DIR/{source.name}/<file>"
     if source.records and source.records.files:
         records = f"DIR/{source.records.folder}/{some(list(source.records.files))}"
         places += f", or {records} in the form of cahl_core/records.py"
     return SourceError(
-        f"source '{source.name}' could not be downloaded: {asked}\n    {reason}",
+        f"source '{source.name}' could not be downloaded: {source.origin}\n    {reason}",
         f"on a machine with network: {advice}; copy DIR here and set CAHL_MIRROR=DIR "
         f"(looked for: {places}); fetch.mirror in params.yaml does the same",
     )

@@ -79,7 +79,13 @@ def _attempt(url: str, partial: Path, name: str) -> None:
             _refuse_status(response, url)
             _receive(response, partial, offset, name)
     except requests.exceptions.RequestException as error:
-        raise CutError(f"{type(error).__name__}: {str(error).splitlines()[0][:160]}") from error
+        raise CutError(_why(error)) from error
+
+
+def _why(error: Exception) -> str:
+    """The innermost reason: requests wraps urllib3, which wraps the socket's error."""
+    reason = getattr(error.args[0] if error.args else None, "reason", None) or error
+    return f"{type(error).__name__}: {str(reason).splitlines()[0][:200]}"
 
 
 def _finish_or_restart(response: Any, partial: Path, offset: int) -> None:

@@ -37,7 +37,7 @@ def fetch(source: Source, target: Path, context: Context) -> str:
             path = _one(source, name, names[name], context)
             copy = target / name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
+            shutil.copyfile(path, copy)
     except ChecksumError:
         raise
     except SourceError as error:

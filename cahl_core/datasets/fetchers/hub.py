@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 from cahl_core.datasets.fetchers.base import Context, some, unreachable
-from cahl_core.datasets.fetchers.download import BACKOFF_MOST, BACKOFF_SECONDS
 from cahl_core.datasets.raw import PATTERNS
 from cahl_core.datasets.sources import COMMIT, Source
 from cahl_core.datasets.weights import SUFFIXES
@@ -41,34 +39,22 @@ def fetch(source: Source, target: Path, context: Context) -> str:
 
 def download_snapshot(source: Source, context: Context) -> Path:
     """The hub's files of ``source`` in ``.cahl/downloads/hub``; the folder's name is the commit."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import snapshot_download  # it retries and resumes by itself
 
     assert source.repo is not None and source.revision is not None
     if not COMMIT.fullmatch(source.revision):
         context.log(f"{source.name}: revision '{source.revision}' can move; pin a commit")
-    reason: Exception | None = None
-    for attempt in range(context.retries + 1):
-        if attempt:
-            time.sleep(min(BACKOFF_SECONDS * 2 ** (attempt - 1), BACKOFF_MOST))
-        try:
-            folder = snapshot_download(
-                source.repo,
-                repo_type="model" if source.kind == "model" else "dataset",
-                revision=source.revision,
-                allow_patterns=_patterns(source),
-                cache_dir=context.downloads / "hub",
-            )
-            return Path(folder)
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            reason = error  # a gated set is one of these; asking again changes nothing
-            break
-        except Exception as error:  # the hub raises its own, the HTTP client's and OS errors
-            reason = error
-            if constants.HF_HUB_OFFLINE:
-                break
-    assert reason is not None
-    raise _failed(source, reason) from reason
+    try:
+        folder = snapshot_download(
+            source.repo,
+            repo_type="model" if source.kind == "model" else "dataset",
+            revision=source.revision,
+            allow_patterns=_patterns(source),
+            cache_dir=context.downloads / "hub",
+        )
+    except Exception as error:  # the hub raises its own, the HTTP client's and OS errors
+        raise _failed(source, error) from error
+    return Path(folder)
 
 
 def _patterns(source: Source) -> list[str]:

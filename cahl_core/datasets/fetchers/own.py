@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from cahl_core.datasets.archives import archive_kind, unpack_archive
-from cahl_core.datasets.fetchers.base import Context
+from cahl_core.datasets.fetchers.base import Context, counted
 from cahl_core.datasets.sources import Source
 from cahl_core.datasets.wheels import check_sum
 from cahl_core.errors import ChecksumError, SourceError
@@ -24,7 +24,7 @@ def fetch(source: Source, target: Path, context: Context) -> str:
         _copy_folder(path, target)
     elif archive_kind(path) is not None:
         names = unpack_archive(path, target)
-        context.log(f"{source.name}: {len(names)} files unpacked from {path.name}")
+        context.log(f"{source.name}: {counted(len(names))} unpacked from {path.name}")
     else:
         shutil.copyfile(path, target / path.name)
     return ""
