@@ -93,7 +93,7 @@ def render(record: Mapping[str, Any]) -> str:
 def _sub_task(sub_task: Any) -> str:
     if not isinstance(sub_task, Mapping) or "task" not in sub_task:
         return _value(sub_task, LINE)  # a plan in the source's own form
-    return sub_task["task"] + (f" [{sub_task['tool']}]" if sub_task.get("tool") else "")
+    return f"{sub_task['task']}" + (f" [{sub_task['tool']}]" if sub_task.get("tool") else "")
 
 
 def _message(message: Mapping[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import re
+import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -109,12 +111,9 @@ def _resolved(
     with raw.open("rb") as stream:
         start = stream.read(POINTER_BYTES)
     if start.startswith(POINTER):
-        named = [
-            line[len("oid sha256:") :] for line in start.decode().splitlines() if "oid" in line
-        ]
-        download(
-            media, path, name=source.name, retries=context.retries, expected=expected or named[0]
-        )
+        named = re.search(rb"^oid sha256:([0-9a-f]{64})$", start, re.MULTILINE)
+        total = expected or (named[1].decode() if named else None)
+        download(media, path, name=source.name, retries=context.retries, expected=total)
         raw.unlink()
         return path
     try:
