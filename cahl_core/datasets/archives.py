@@ -116,11 +116,12 @@ def check_gzip(path: Path) -> None:
         ) from error
 
 
-def _drain(stream: gzip.GzipFile, path: Path) -> None:
+def _drain(stream: gzip.GzipFile, path: Path) -> int:
     total = 0
     while block := stream.read(MIB):
         total += len(block)
         _refuse_size(total, path)
+    return total
 
 
 @contextmanager
@@ -146,9 +147,11 @@ def _zip_opener(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[[]
 
 @contextmanager
 def _open_tar(path: Path) -> Iterator[tuple[Member, ...]]:
-    _bound_tar(path)
+    total = _tar_size(path)
     with tarfile.open(path, "r:*") as archive:
         entries = [entry for entry in archive.getmembers() if not entry.isdir()]
+        if total < archive.offset + tarfile.BLOCKSIZE:  # tarfile takes a cut between members as end
+            raise EOFError("no end-of-archive block")
         for entry in entries:
             if not entry.isreg() or entry.issparse():
                 raise _refused(path, entry.name, "is a link, a device or a sparse file")
@@ -162,13 +165,13 @@ def _tar_opener(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> Callable[[]
     return lambda: cast("IO[bytes]", archive.extractfile(entry))
 
 
-def _bound_tar(path: Path) -> None:
-    """tarfile reads a whole tar.gz to list it: see first that it is whole and not too large."""
+def _tar_size(path: Path) -> int:
+    """Bytes of the tar itself; tarfile reads a whole tar.gz to list it, so bound that first."""
     with path.open("rb") as stream:
         if stream.read(2) != GZIP_MAGIC:
-            return
+            return path.stat().st_size
     with gzip.open(path) as unzipped:
-        _drain(unzipped, path)
+        return _drain(unzipped, path)
 
 
 def _check_all(entries: list[tuple[str, int]], path: Path) -> None:
