@@ -10,8 +10,9 @@ from __future__ import annotations
 import random
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from cahl_core.datasets.catalogue import topic_of
@@ -319,27 +320,28 @@ def add_distractors(
     offered = {t.name: t for t in task.tools}
     called = [offered[c.name] for c in task.calls if c.name in offered]
     wanted = {w for t in called for w in topic_of(t.name, t.description)}
-    found = other_tools(task.tools, pool, generator)
-    found.sort(key=lambda t: not wanted & topic_of(t.name, t.description))
+    drawn = draw_tools(pool, generator)
+    drawn.sort(key=lambda t: wanted.isdisjoint(topic_of(t.name, t.description)))
     tools = list(task.tools)
-    for tool in found[:count]:
+    for tool in islice(other_tools(task.tools, drawn), count):
         tools.insert(generator.randint(0, len(tools)), tool)
     return replace(task, tools=tuple(tools))
 
 
-def other_tools(
-    offered: Sequence[ToolSpec], pool: Sequence[ToolSpec], generator: random.Random
-) -> list[ToolSpec]:
-    """Tools of the pool, drawn in random order, that are no offered tool and differ in name."""
+def draw_tools(pool: Sequence[ToolSpec], generator: random.Random) -> list[ToolSpec]:
+    """Some tools of the pool in random order."""
+    return generator.sample(pool, min(POOL_SAMPLE, len(pool)))
+
+
+def other_tools(offered: Sequence[ToolSpec], drawn: Iterable[ToolSpec]) -> Iterator[ToolSpec]:
+    """Those of the drawn tools that are no offered tool, one per name and per content."""
     names = {t.name for t in offered}
     contents = {_content(t) for t in offered}
-    found = []
-    for tool in generator.sample(pool, min(POOL_SAMPLE, len(pool))):
-        if tool.name not in names and _content(tool) not in contents:
+    for tool in drawn:
+        if tool.name not in names and (content := _content(tool)) not in contents:
             names.add(tool.name)
-            contents.add(_content(tool))
-            found.append(tool)
-    return found
+            contents.add(content)
+            yield tool
 
 
 def _content(tool: ToolSpec) -> str:

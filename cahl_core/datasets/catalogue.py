@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -51,6 +51,20 @@ class Catalogue:
         return sorted(self.tools)
 
     @cached_property
+    def sharing(self) -> dict[str, list[str]]:
+        """The tools of each topic word, in order."""
+        index: dict[str, list[str]] = defaultdict(list)
+        for name in self.names:
+            for word in sorted(self.topics[name]):
+                index[word].append(name)
+        return index
+
+    def related(self, wanted: Iterable[str], without: Collection[str]) -> list[str]:
+        """Tools that share a topic word with ``wanted``, without those named."""
+        found = {n for word in sorted(wanted) for n in self.sharing.get(word, ())}
+        return sorted(found.difference(without))
+
+    @cached_property
     def topics(self) -> dict[str, frozenset[str]]:
         return {name: topic(tool) for name, tool in self.tools.items()}
 
@@ -65,3 +79,9 @@ def topic_of(name: str, description: str) -> frozenset[str]:
     """`topic` of a tool with this name and description."""
     text = words(name) + [w.strip(".,()").lower() for w in description.split()]
     return frozenset(w.rstrip("s") for w in text if len(w) > 2 and w not in COMMON)
+
+
+def content_words(text: str) -> set[str]:
+    """The words of a request that could be a tool's topic, as `topic` writes them."""
+    found = (w.strip(".,?!'\"():[]").lower() for w in text.split())
+    return {w.rstrip("s") for w in found if len(w) > 3 and w not in COMMON}

@@ -26,3 +26,12 @@ def words(name: str) -> list[str]:
     spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
     spaced = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1 \2", spaced)
     return [word.lower() for word in re.split(r"[^A-Za-z0-9]+", spaced) if word]
+
+
+def article(text: str) -> str:
+    """The indefinite article before ``text``.
+
+    >>> article("8% rate"), article("hotel")
+    ('an', 'a')
+    """
+    return "an" if text[:1].lower() in tuple("aeiou8") else "a"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cahl_core.datasets.amounts import MONEY, is_decimal, is_share
 from cahl_core.datasets.names import words
 
 POOLS: dict[str, tuple[str, ...]] = {
@@ -147,12 +148,16 @@ COUNTS = {
     "adults", "amount", "children", "count", "guests", "limit", "max", "num", "number", "page",
     "passengers", "people", "qty", "quantity", "results", "rooms", "seats", "size", "tickets",
 }  # fmt: skip
-RATES = {
-    "discount", "gst", "interest", "percent", "percentage", "rate", "tax", "tip",
-}  # fmt: skip
-MONEY = {
-    "balance", "bill", "budget", "cost", "expenses", "fee", "income", "loan", "price",
-    "principal", "revenue", "salary", "subtotal", "total", "value",
+ROUND = (5_000, 12_000, 40_000, 250_000, 1_200_000, 3_000_000, 45_000_000, 213_000_000)
+CROWDS = {"population", "inhabitants", "views", "followers", "subscribers", "users"}
+RANGES = {"age": (18, 80), "temperature": (5, 38), "page": (1, 6), "hour": (0, 23)}
+# a "time" that is no time of day, a "name" that is no person's
+SPANS = {"period", "frame", "range", "zone", "unit", "step", "series", "limit", "interval", "span"}
+PEOPLE = {
+    "person", "user", "artist", "author", "director", "attendee", "contact", "participant",
+    "customer", "patient", "student", "guest", "employee", "client", "passenger", "recipient",
+    "player", "owner", "first", "last", "full", "username", "attendees", "contacts",
+    "participants",
 }  # fmt: skip
 MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September",
@@ -170,12 +175,18 @@ def category(name: str, schema: Mapping[str, Any]) -> str:
         return "boolean"
     if kind in ("integer", "number"):
         return "year" if "year" in own else "number"
+    if "check" in own and set(own) & {"in", "out"} and "time" not in own:
+        return "date"
     if set(own) & VENUES and (len(own) == 1 or own[-1] == "name"):
         return "venue"
     note = re.findall(r"[a-z]+", str(schema.get("description") or "").lower())
     if set(own) <= AMBIGUOUS and (found := _first_category(note, HINTS)) is not None:
         return found
-    return _first_category(own, CATEGORIES) or "other"
+    found = _first_category(own, CATEGORIES) or "other"
+    span = found == "time" and bool(set(own) & SPANS)
+    span |= found == "date" and bool({"week", "days"} & set(own))
+    thing = found == "person" and "name" in own and len(own) > 1 and not set(own) & PEOPLE
+    return "other" if span or thing else found
 
 
 def _first_category(found: Sequence[str], labels: Sequence[str]) -> str | None:
@@ -221,16 +232,22 @@ def _number(
     own = set(words(name))
     whole = schema.get("type") == "integer"
     seen = [v for v in observed if isinstance(v, int | float) and not isinstance(v, bool) and v > 0]
+    bounds = next((RANGES[w] for w in words(name) if w in RANGES), None)
     if "year" in own:
         value: float = generator.randint(1985, 2025)
-    elif own & RATES:
+    elif is_share(name):
         value = generator.choice([generator.randint(2, 25), round(generator.uniform(1, 15), 1)])
+        value = round(value / 100, 4) if is_decimal(name, schema) else value
+    elif bounds:
+        value = generator.randint(*bounds)
     elif own & COUNTS:
         value = generator.randint(1, 12)
     elif own & MONEY:
-        value = generator.choice([5, 20, 100, 250]) * generator.randint(1, 40)
+        value = generator.choice([5, 20, 100, 250, 1000, 25_000]) * generator.randint(1, 40)
+    elif own & CROWDS or (seen and max(seen) >= 100_000):
+        value = generator.choice(ROUND)
     elif seen:
-        value = generator.choice(seen) * generator.choice([0.5, 1, 1.5, 2, 3, 5])
+        value = generator.choice(seen) * generator.choice([0.5, 1, 1, 1.5, 2, 3])
     else:
         value = generator.choice([generator.randint(1, 20), generator.randint(20, 200)])
     low, high = schema.get("minimum"), schema.get("maximum")
@@ -238,15 +255,15 @@ def _number(
     value = min(value, high) if isinstance(high, int | float) else value
     if whole or float(value).is_integer():
         return max(round(value), 1) if whole else int(value)
-    return round(value, 2)
+    return round(value, 4 if value < 1 else 2)
 
 
 def _text(
     name: str, schema: Mapping[str, Any], observed: Sequence[str], generator: random.Random
 ) -> str | None:
     label = category(name, schema)
-    short = [v for v in observed if 0 < len(v) <= 40 and label not in ("id", "date", "time")]
-    if short and generator.random() < 0.35:
+    short = [v for v in observed if sayable_text(v) and label not in ("id", "date", "time")]
+    if short and generator.random() < (0.35 if label in CATEGORIES else 1):
         return generator.choice(short)
     if label == "date":
         month, day = generator.randint(1, 12), generator.randint(1, 28)
@@ -267,6 +284,17 @@ def _text(
         return f"555-{generator.randint(100, 999)}-{generator.randint(1000, 9999)}"
     pool = POOLS.get(label)
     return generator.choice(pool) if pool else generator.choice(short) if short else None
+
+
+def sayable_text(value: str) -> bool:
+    """Whether a request can hold the text as it is: short, trimmed, no path, key or field of a result.
+
+    >>> sayable_text("Hair salons in Paris"), sayable_text("FindProvider.phone_number")
+    (True, False)
+    """
+    opaque = len(value) > 16 and " " not in value and "@" not in value
+    field = re.fullmatch(r"[A-Za-z_]+\.[A-Za-z_]+", value) is not None and "_" in value
+    return value == value.strip() != "" and len(value) <= 40 and not opaque and not field
 
 
 def spoken_date(value: str, generator: random.Random) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cahl_core.datasets.amounts import is_decimal, is_share, share_note, unit_note
 from cahl_core.datasets.names import words
 from cahl_core.datasets.values import COUNTS, category
 from cahl_core.records import ToolSpec
@@ -58,6 +59,7 @@ NOUNS: dict[str, tuple[str, ...]] = {
     "duration": ("duration", "length", "period"),
 }
 MAX_OPTIONAL = 3
+MAX_NAME_WORDS = 6
 NOTE_CHARS = 90
 OPAQUE = {"key", "token", "slug", "entity", "sky", "dest", "function", "cursor", "pagination"}
 RETRIEVED = re.compile(r"retrieved from|can be extracted|endpoint|`", re.I)
@@ -164,6 +166,13 @@ def tidy(name: str, raw: Mapping[str, Any], generator: random.Random) -> dict[st
         )
     if category(name, schema) == "date":
         schema["description"] = f"The {' '.join(words(name))} in YYYY-MM-DD format."
+    elif schema["type"] in ("integer", "number"):
+        note = schema.get("description", f"The {' '.join(words(name))}.")
+        noted = share_note(note, generator) if is_share(name) else unit_note(name, note, generator)
+        if noted != note:
+            schema["description"] = noted
+    if is_decimal(name, {**schema, "type": "number"}):
+        schema["type"] = "number"
     return schema
 
 
@@ -193,15 +202,37 @@ def dotted(parts: Sequence[str]) -> str:
     return f"{snake(head)}.{snake(tail)}"
 
 
+def module(parts: Sequence[str]) -> str:
+    """``find hotel rooms`` → ``hotel_rooms_api.find_hotel_rooms``: long names have to be copied whole."""
+    nouns = parts[1:] if parts[0] in VERBS and len(parts) > 1 else parts
+    return f"{snake(nouns[:2])}_api.{snake(parts)}"
+
+
+def nested(parts: Sequence[str]) -> str:
+    """``find hotel rooms`` → ``hotel.rooms.find``."""
+    head, tail = (parts[1:], parts[:1]) if parts[0] in VERBS else (parts[:-1], parts[-1:])
+    return ".".join([*head, *tail]) if len(parts) < 4 else dotted(parts)
+
+
 Style = Callable[[Sequence[str]], str]
-STYLES: tuple[Style, ...] = (snake, snake, camel, dotted, dotted, pascal_snake)
+STYLES: tuple[Style, ...] = (
+    snake,
+    snake,
+    snake,
+    camel,
+    dotted,
+    dotted,
+    pascal_snake,
+    nested,
+    module,
+)
 
 
 def tool_name(name: str, style: Style, generator: random.Random) -> str:
     """The name in another style, with a synonym for its verb."""
     parts = [w for w in words(name) if w not in ("api", "com", "v1", "v2")] or ["tool"]
     parts = [generator.choice(VERBS[p]) if p in VERBS else p for p in parts]
-    return style(parts[:5])
+    return style(parts[:MAX_NAME_WORDS])
 
 
 def argument_name(name: str, style: Style, generator: random.Random) -> str:

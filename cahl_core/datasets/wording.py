@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from cahl_core.datasets.names import title, words
-from cahl_core.datasets.values import category, spoken_date
+from cahl_core.datasets.mentions import Mention
+from cahl_core.datasets.names import article, title, words
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "find": ("look up", "search for", "find", "locate"),
@@ -17,51 +16,75 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "retrieve": ("get", "show me", "pull up", "retrieve"),
     "fetch": ("get", "fetch", "show me"),
     "calculate": ("calculate", "work out", "compute", "figure out", "determine"),
-    "create": ("create", "make", "set up", "add"),
+    "create": ("create", "make", "set up"),
     "generate": ("generate", "make", "create", "produce"),
     "convert": ("convert", "change"),
     "book": ("book", "reserve"),
     "reserve": ("reserve", "book"),
     "buy": ("buy", "purchase", "get"),
-    "send": ("send", "write"),
-    "schedule": ("schedule", "set up", "plan"),
     "analyze": ("analyze", "examine", "look at"),
     "check": ("check", "look up", "verify"),
     "play": ("play", "put on"),
-    "translate": ("translate",),
-    "add": ("add", "put"),
-    "set": ("set",),
+    "update": ("update", "change"),
+    "schedule": ("schedule", "set up", "plan"),
 }
-THIRD_PERSON = re.compile(
-    r"^(retriev|search|fetch|generat|calculat|return|convert|provid|creat|translat|get|find|check"
-    r"|analyz|comput|send|list|add|set|play|book)(es|s)\b",
+VERBS = {
+    "add", "apply", "arrange", "assess", "assign", "cancel", "change", "choose", "compare",
+    "compute", "conduct", "define", "delete", "design", "detect", "determine", "enroll",
+    "estimate", "evaluate", "explore", "identify", "implement", "install", "list", "make",
+    "manage", "measure", "monitor", "order", "perform", "plan", "predict", "prepare", "process",
+    "provide", "purchase", "record", "register", "remove", "rent", "report", "request", "run",
+    "select", "send", "set", "simulate", "start", "stop", "submit", "track", "train", "transfer",
+    "translate", "visualize", *SYNONYMS,
+}  # fmt: skip
+FRAMES = (
+    "{act}.", "{act}.", "{act}.", "{act}", "Please {act}.", "Can you {act}?", "Could you {act}?",
+    "Could you please {act}?", "I need you to {act}.", "I want to {act}.", "I'd like to {act}.",
+    "Help me {act}.", "Hi, can you {act}?", "Would you {act} for me?", "I need to {act}.",
+    "I'm trying to {act}.", "Hey, {act} please.", "I was hoping you could {act}.",
+)  # fmt: skip
+QUESTIONS = (
+    "What is the {noun}?", "What's the {noun}?", "I want to know the {noun}.",
+    "Do you know the {noun}?", "Could you tell me the {noun}?",
+)  # fmt: skip
+LEADING = re.compile(
+    r"^((this|the) (api|endpoint|function|tool|method) |an? (api|function|tool) (to|that) |"
+    r"(is )?used to |allows? (the )?users? to |returns? the result of )",
     re.I,
 )
-FRAMES = (
-    "{act}.", "{act}.", "{act}.", "Please {act}.", "Can you {act}?", "Could you {act}?",
-    "Could you please {act}?", "I need you to {act}.", "I want to {act}.", "I'd like to {act}.",
-    "Help me {act}.", "Hi, can you {act}?", "Would you {act} for me?", "{act}, please.",
-    "I'm planning something and need to {act}.", "For a project of mine, {act}.",
-)  # fmt: skip
-QUESTIONS = ("What is the {noun}?", "What's the {noun}?", "I want to know the {noun}.")
-PREPOSITIONS = {
-    "origin": "from", "from": "from", "departure": "from", "destination": "to", "to": "to",
-    "target": "to", "source": "from",
-}  # fmt: skip
-BARE = ("in ", "for ", "from ", "to ", "on ", "at ", "with", "'", '"', "incl", "excl", "leaving",
-        "returning", "checking", "starting", "ending")  # fmt: skip
-QUANTITY = re.compile(
-    r"(calculate|compute|work out|figure out|determine|get|find|show me|tell me) the (.+)"
-)
-MAX_ACTION_WORDS = 12
-LEADING = re.compile(
-    r"^(this (api|endpoint|function|tool) |an? (api|function|tool) (to|that) )", re.I
+STEMS = {"retriev", "generat", "calculat", "provid", "creat", "translat", "analyz", "comput",
+         "evaluat", "simulat", "schedul", "estimat", "mak", "determin", "updat", "reserv",
+         "remov", "stor", "initiat", "replac", "validat"}  # fmt: skip
+THIRD_PERSON = re.compile(
+    rf"^({'|'.join(sorted(STEMS))}|search|fetch|return|convert|get|find|check|list|add|set|play|book"
+    r"|send|track|perform|assess|predict|identifi|appli|show|give|order|cancel|delet)(es|s)\b",
+    re.I,
 )
 GENERIC = re.compile(
     r"( (for|of|at|in|on|to|about|around|by|from))? (a|an|the|any)? ?"
     r"(specific|given|particular|specified|certain|provided)( \w+)?$"
 )
 NOISE = re.compile(r"`[^`]*`|\*+|\(.*?\)|\busing .*? API\b|\bAPI\b")
+CUT = re.compile(
+    r"[.,;:\n!?]| based on | using | by | with | within | given (?=the |an? |that )| given$|"
+    r" according to | such as | and returns | including "
+)
+MAX_ACTION_WORDS = 12
+# descriptions of tools begin with a verb, unless they begin like this
+NO_VERBS = {
+    "is", "allows", "api", "to", "the", "a", "an", "this", "tool", "function", "real-time",
+    "current", "automatically", "all", "list-of", "it", "for", "given", "one", "your", "no",
+}  # fmt: skip
+NO_VERB_ENDS = ("tion", "ing", "ment", "ness", "ity", "ed", "ers", "able", "ly", "tics")
+DANGLING = re.compile(
+    r"(( (and|or|for|of|at|in|on|to|from|with|about))?( (a|an|the|its|their))?)+$"
+)
+ENDS = ({"from", "source", "base", "origin"}, {"to", "target", "destination"})
+NOUNS_OF = {
+    "title": {"song", "movie", "book"}, "query": {"song", "product", "location"}, "q": {"location"},
+    "destination": {"location", "destination"}, "name": {"artist"}, "city": {"location", "city"},
+    "location": {"area", "region", "city"},
+}  # fmt: skip
 
 
 def action(name: str, description: str, generator: random.Random) -> str:
@@ -70,24 +93,48 @@ def action(name: str, description: str, generator: random.Random) -> str:
     >>> action("get_bmi", "Calculates the body mass index, in kg.", random.Random(1)).split()[-3:]
     ['body', 'mass', 'index']
     """
-    clause = LEADING.sub("", NOISE.sub("", description).strip())
-    clause = re.split(r"[.,;:\n]| based on | using | by | with | within ", clause)[0]
-    text = GENERIC.sub("", re.sub(r"^to ", "", " ".join(clause.split()), flags=re.I))
-    if not 1 < len(text.split()) <= MAX_ACTION_WORDS:
+    clause = LEADING.sub("", " ".join(NOISE.sub("", description).split()))
+    clause = LEADING.sub("", CUT.split(clause)[0].strip())
+    clause = re.sub(r"^to ", "", clause, flags=re.I)
+    clause = re.sub(r" from [A-Z]\w+ to [A-Z]\w+", "", clause)
+    text = GENERIC.sub("", clause)
+    text = re.sub(r"\b(an?|the) (specific|given|particular|specified|certain|provided) (\w)",
+                  lambda m: f"{article(m[3]) if m[1] != 'the' else 'the'} {m[3]}", text)  # fmt: skip
+    text = THIRD_PERSON.sub(lambda m: _base(m[1]), text).strip()
+    text = DANGLING.sub("", text)
+    if not 1 < len(text.split()) <= MAX_ACTION_WORDS or not _begins_with_verb(text):
         text = _from_name(name)
-    text = THIRD_PERSON.sub(lambda m: _base(m[1]), text)
     verb, _, rest = text.partition(" ")
     if verb.lower() == "search" and rest.startswith("for "):
         return f"{generator.choice(('search', 'look'))} {rest}"
-    verb = generator.choice(SYNONYMS.get(verb.lower(), (verb.lower(),)))
-    return f"{verb} {rest}".strip()
+    others = SYNONYMS.get(verb.lower(), ()) if rest.split()[:1] not in (["for"], ["if"]) else ()
+    return f"{generator.choice(others or (verb.lower(),))} {rest}".strip()
+
+
+def _begins_with_verb(text: str) -> bool:
+    first = text.split()[0]
+    return first.lower() in VERBS or not (
+        first.lower() in NO_VERBS or first.isupper() or first.lower().endswith(NO_VERB_ENDS)
+    )
 
 
 def _from_name(name: str) -> str:
-    """The words of a name from its verb on; ``get`` where it has none."""
+    """The words of a name from its verb on; ``get the`` where it has none."""
     parts = title(name).lower().split()
-    start = next((i for i, word in enumerate(parts) if word in SYNONYMS), None)
-    return " ".join(["get", "the", *parts] if start is None else parts[start:])
+    start = next((i for i, word in enumerate(parts) if word in VERBS), None)
+    if start is None or start == len(parts) - 1:
+        parts = [p for i, p in enumerate(parts) if i != start]
+        return " ".join(
+            ["get" if start is None else title(name).split()[-1].lower(), "the", *parts]
+        )
+    return " ".join([parts[start], "the", *parts[start + 1 :]])
+
+
+def _base(stem: str) -> str:
+    stem = stem.lower()
+    if stem in ("identifi", "appli"):
+        return stem[:-1] + "y"
+    return stem + "e" if stem in STEMS or stem == "delet" else stem
 
 
 def weave(act: str, said: Mapping[str, str], generator: random.Random) -> tuple[str, set[str]]:
@@ -107,113 +154,40 @@ def weave(act: str, said: Mapping[str, str], generator: random.Random) -> tuple[
             act = act.replace(pair[0], f"from {said[ends[0]]} to {said[ends[1]]}")
             woven |= {ends[0], ends[1]}
     for name, value in said.items():
-        nouns = {words(name)[-1]} | NOUNS_OF.get(words(name)[-1], set())
+        own = words(name) or [name]
+        nouns = {own[-1]} | NOUNS_OF.get(own[-1], set())
         for noun in sorted(nouns):
-            found = re.search(rf"\b(a|an|the|any|this)( \w+)? {noun}\b(?! \w+ of)", act)
+            found = re.search(rf"(?<= )(a|an|the|any|this)( \w+)? {noun}\b(?! \w+ of)", act)
             if name not in woven and found and generator.random() < 0.7:
                 act = act[: found.start()] + value + act[found.end() :]
                 woven.add(name)
     return act, woven
 
 
-ENDS = ({"from", "source", "base", "origin"}, {"to", "target", "destination"})
-NOUNS_OF = {
-    "title": {"song", "movie", "book"}, "query": {"song", "product", "location"}, "q": {"location"},
-    "destination": {"location", "destination"}, "name": {"artist"}, "city": {"location", "city"},
-}  # fmt: skip
+def clause(act: str, mentions: Sequence[Mention], generator: random.Random) -> str:
+    """The action with its mentions, not yet a sentence; phrases with a preposition come first."""
+    text = " ".join([act, *(m.phrase for m in mentions if m.bare)])
+    named = [m.phrase for m in mentions if not m.bare]
+    if not named:
+        return text
+    body = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+    link = generator.choice(("with", "with", "using"))
+    return f"{text} {link} {body}"
 
 
-def _base(stem: str) -> str:
-    stem = stem.lower()
-    return stem + "e" if stem in ("retriev", "generat", "calculat", "provid", "creat", "translat",
-                                  "analyz", "comput") else stem  # fmt: skip
-
-
-def mention(name: str, schema: Mapping[str, Any], value: Any, generator: random.Random) -> str:
-    """A phrase that gives the value; texts and numbers appear in it verbatim."""
-    label = category(name, schema)
-    spoken = " ".join(w for w in words(name) if w not in ("q", "is", "has")) or "value"
-    if isinstance(value, bool):
-        return _yes_no(spoken, value, generator)
-    if isinstance(value, list):
-        return f"{spoken} {listing(value, generator)}"
-    if isinstance(value, int | float):
-        return _amount(spoken, value, generator)
-    if label == "date" and re.fullmatch(r"\d{4}-\d\d-\d\d", str(value)):
-        return _dated(spoken, str(value), generator)
-    return _named(spoken, label, str(value), generator)
-
-
-def listing(values: Sequence[Any], generator: random.Random) -> str:
-    """Values as people list them: ``a, b and c`` or, for numbers, sometimes ``[1, 2]``."""
-    texts = [str(v) for v in values]
-    if all(isinstance(v, int | float) for v in values) and generator.random() < 0.4:
-        return f"[{', '.join(texts)}]"
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
-
-
-def _yes_no(spoken: str, value: bool, generator: random.Random) -> str:
-    spoken = re.sub(r"^(include|including|with|enable|use|show|return|offers|flag)\s+", "", spoken)
-    positive = (f"including {spoken}", f"with {spoken}", f"with {spoken} turned on")
-    negative = (f"without {spoken}", f"excluding {spoken}", f"with {spoken} turned off")
-    return generator.choice(positive if value else negative)
-
-
-def _amount(spoken: str, value: float, generator: random.Random) -> str:
-    forms = [f"{_article(spoken)} {spoken} of {value}", f"{spoken} {value}", f"{spoken} of {value}"]
-    forms += [f"{spoken} set to {value}", f"{value} as the {spoken}", f"{spoken} = {value}"]
-    last = spoken.split()[-1]
-    if last.endswith("s") and isinstance(value, int):
-        forms += [f"{value} {last}"] * 2
-    return generator.choice(forms)
-
-
-def _article(text: str) -> str:
-    return "an" if text[:1] in "aeiou" else "a"
-
-
-DATED = {
-    "depart": "leaving on", "return": "returning on", "check in": "checking in on",
-    "checkin": "checking in on", "check out": "checking out on", "checkout": "checking out on",
-    "start": "starting on", "end": "ending on",
-}  # fmt: skip
-
-
-def _dated(spoken: str, value: str, generator: random.Random) -> str:
-    when = spoken_date(value, generator) if generator.random() < 0.4 else value
-    for key, phrase in DATED.items():
-        if key in spoken:
-            return f"{phrase} {when}"
-    return f"on {when}" if spoken == "date" else f"{spoken} {when}"
-
-
-def _named(spoken: str, label: str, value: str, generator: random.Random) -> str:
-    own = spoken.split()
-    if label in ("place", "currency", "language", "unit"):
-        found = next((p for w, p in PREPOSITIONS.items() if w in own), None)
-        if found is not None:
-            return f"{found} {value}"
-        if label == "place":
-            return generator.choice([f"in {value}", f"for {value}", f"{spoken} {value}"])
-    if label == "time":
-        return generator.choice([f"at {value}", f"{spoken} {value}"])
-    if label in ("query", "text", "title", "subject"):
-        return generator.choice(
-            [f"'{value}'", f'"{value}"', f"{spoken} '{value}'", f"for '{value}'"]
-        )
-    forms = [f"{spoken} {value}", f"{spoken} '{value}'", f"{value} as the {spoken}"]
-    return generator.choice([*forms, f"the {spoken} {value}", f"{spoken}: {value}"])
-
-
-def clause(act: str, mentions: Sequence[str], generator: random.Random) -> str:
-    """The action with its mentions, not yet a sentence."""
-    if not mentions:
-        return act
-    first = mentions[0]
-    bare = first.startswith(BARE)
-    link = " " if bare else generator.choice([" for ", " with ", " using ", ", "])
-    body = first if len(mentions) == 1 else f"{', '.join(mentions[:-1])} and {mentions[-1]}"
-    return f"{act}{link}{body}"
+def request(act: str, mentions: Sequence[Mention], generator: random.Random) -> str:
+    """A whole request: one sentence, or one with statements of some values before or after it."""
+    facts = [m for m in mentions if m.fact is not None]
+    if not facts or generator.random() > 0.35:
+        return sentence(clause(act, mentions, generator), generator)
+    stated = facts[generator.randrange(len(facts)) :][:3]
+    rest = [m for m in mentions if m not in stated]
+    texts = [str(m.fact) for m in stated]
+    body = texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+    main = sentence(clause(act, rest, generator), generator)
+    main = main if main.endswith((".", "?")) else main + "."
+    statement = f"{_up(body)}."
+    return f"{statement} {main}" if generator.random() < 0.2 else f"{main} {statement}"
 
 
 def sentence(text: str, generator: random.Random) -> str:
@@ -225,24 +199,31 @@ def sentence(text: str, generator: random.Random) -> str:
         return generator.choice(QUESTIONS).format(noun=asked[2])
     frame = generator.choice(FRAMES)
     wants = text.startswith(("give me", "show me", "tell me"))
-    if wants and re.search(r"(want|like|need|Help me|and need) ?(you )?(to )?\{act\}", frame):
+    if wants and re.search(r"(want|like|need|trying|Help me|hoping) ?(you )?(to|could)? ?", frame):
         frame = "{act}."
-    result = frame.format(act=text)
-    return result[0].upper() + result[1:]
+    return _up(frame.format(act=text))
+
+
+def _up(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def several(clauses: Sequence[str], generator: random.Random) -> str:
     """One request for several things."""
-
-    def up(text: str) -> str:
-        return text[0].upper() + text[1:]
-
-    style = generator.randrange(4)
+    head, last = ", ".join(clauses[:-1]), clauses[-1]
+    style = generator.randrange(7)
     if style == 0:
-        return f"{up(clauses[0])}. " + " ".join(f"Also, {c}." for c in clauses[1:])
+        return f"{_up(clauses[0])}. " + " ".join(f"Also, {c}." for c in clauses[1:])
     if style == 1:
-        return f"Can you {', then '.join(clauses)}?"
+        return f"Can you {head}, and then {last}?"
     if style == 2:
-        return f"I need a few things. {' '.join(up(c) + '.' for c in clauses)}"
-    head = ", ".join(clauses[:-1])
-    return f"{up(head)}, and {clauses[-1]}."
+        return f"I need a few things. {' '.join(_up(c) + '.' for c in clauses)}"
+    if style == 3:
+        order = ("First", "Then", "After that", "Next", "Finally")
+        return " ".join(f"{o}, {c}." for o, c in zip(order, clauses, strict=False))
+    if style == 4:
+        items = " ".join(f"{n}. {_up(c)}." for n, c in enumerate(clauses, 1))
+        return f"Please help me with the following. {items}"
+    if style == 5:
+        return f"I'd like you to {head}, and also {last}."
+    return f"{_up(head)}, and {last}."
