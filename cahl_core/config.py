@@ -128,6 +128,10 @@ class PrepareSettings(Section):
         50_000,
         description="above this many tasks a split is written as Parquet shards of this size",
     )
+    workers: Natural = Field(
+        0,
+        description="processes that check records; 0 takes the cores, at most 8; the result is the same",
+    )
     seed: int = 0
 
 

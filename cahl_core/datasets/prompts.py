@@ -105,6 +105,16 @@ class PromptMeter:
         return {name: _quantiles([self.planner(t, name) for t in tasks]) for name in RENDERINGS}
 
 
+class NoMeter:
+    """Stands in where no tokenizer is at hand: everything has length 0 and fits."""
+
+    def measure(self, task: ToolTask) -> Lengths:
+        return Lengths(0, 0, 0, 0)
+
+    def problem(self, lengths: Lengths) -> Problem | None:
+        return None
+
+
 def _quantiles(values: Sequence[int]) -> dict[str, int]:
     ordered = sorted(values) or [0]
     return {

@@ -24,7 +24,7 @@ from cahl_core.records import ToolTask
 from cahl_core.stage import StageRun
 from cahl_core.training import checkpoints
 from cahl_core.training.checkpoints import Trainee
-from cahl_core.training.data import draw, load_tasks
+from cahl_core.training.data import Sampler, load_split, split_files
 from cahl_core.training.distributed import Workers
 from cahl_core.training.rollout import Roller, Tree, set_advantages
 from cahl_core.training.update import REFERENCE_SUFFIX, update_role
@@ -41,8 +41,9 @@ def run(stage: StageRun) -> None:
     """Trains both roles; writes models/cahl, metrics/train.json, plots/train.csv."""
     settings, root = stage.settings, stage.root
     workers = Workers()
-    tasks = load_tasks(root / "data/prepared/train.jsonl")
-    stage.log_input(root / "data/prepared/train.jsonl", "train", "rl")
+    tasks = load_split(root / "data/prepared", "train")
+    for file in split_files(root / "data/prepared", "train"):
+        stage.log_input(file, file.stem, "rl")
     with stage.phase("load"):
         policy = load_trainable(root, settings, workers)
     trainer = Trainer(stage, policy, workers)
@@ -95,10 +96,11 @@ class Trainer:
         for row in rows:
             self._log(row)
         bad = 0
+        sampler = Sampler(tasks, self.settings.seed)
         with progress("CAHL training", train.steps) as bar:
             bar.advance(done)
             for step in range(done, train.steps):
-                row = self.step(draw(tasks, step, train.tasks_per_step, self.settings.seed), step)
+                row = self.step(sampler.draw(step, train.tasks_per_step), step)
                 bad = bad + 1 if row["non_finite_updates"] else 0
                 if bad > MAX_BAD_STEPS:
                     raise TrainingError(
@@ -210,7 +212,7 @@ def _key(stage: StageRun) -> str:
             settings.train.model_dump(mode="json"),
             settings.model.model_dump(mode="json"),
             settings.seed,
-            tree_digest(root / "data/prepared/train.jsonl"),
+            [tree_digest(file) for file in split_files(root / "data/prepared", "train")],
             tree_digest(root / "data/backbone"),
             tree_digest(root / "models/sft"),
         ]

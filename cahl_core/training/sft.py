@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import math
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from cahl_core.records import ToolTask
 from cahl_core.stage import StageRun
 from cahl_core.training import checkpoints
 from cahl_core.training.checkpoints import Trainee
-from cahl_core.training.data import load_tasks
+from cahl_core.training.data import epoch_order, load_split, split_files, weights_of
 from cahl_core.training.rollout import gold_feedback, resolved_gold
 
 MAX_BAD_STEPS = 5
@@ -47,9 +46,11 @@ class Example:
 def run(stage: StageRun) -> None:
     """Trains both adapters; writes models/sft, metrics/sft.json, plots/sft_loss.csv."""
     settings, root = stage.settings, stage.root
-    train = load_tasks(root / "data/prepared/train.jsonl")
-    dev = load_tasks(root / "data/prepared/dev.jsonl")
-    stage.log_input(root / "data/prepared/train.jsonl", "train", "sft")
+    train = load_split(root / "data/prepared", "train")
+    dev = load_split(root / "data/prepared", "dev")
+    train_files = split_files(root / "data/prepared", "train")
+    for file in train_files:
+        stage.log_input(file, file.stem, "sft")
     with stage.phase("load"):
         policy = Policy.load(root / "data/backbone", None, settings.model)
         for index, role in enumerate(ROLES):
@@ -59,7 +60,7 @@ def run(stage: StageRun) -> None:
             settings.sft.model_dump(mode="json"),
             settings.model.model_dump(mode="json"),
             settings.seed,
-            tree_digest(root / "data/prepared/train.jsonl"),
+            [tree_digest(file) for file in train_files],
             tree_digest(root / "data/backbone"),
         ]
     )
@@ -144,10 +145,10 @@ def batches(
 ) -> Iterator[list[tuple[Packed, list[Example]]]]:
     """Endless optimizer batches of about ``tokens_per_step`` packed tokens, reshuffled per epoch."""
     sft = settings.sft
+    weights = weights_of(tasks)
     epoch = 0
     while True:
-        order = list(range(len(tasks)))
-        random.Random(f"{seed}/{role}/{epoch}").shuffle(order)
+        order = epoch_order(weights, f"{seed}/{role}/{epoch}")
         groups = (examples(policy.tokenizer, tasks[i], role, settings) for i in order)
         batch: list[tuple[Packed, list[Example]]] = []
         for row in rows_of(groups, sft.row_tokens, settings.model.max_context):
@@ -163,7 +164,7 @@ def batches(
 
 
 def _train(
-    stage: StageRun, policy: Policy, role: Role, tasks: list[ToolTask], key: str
+    stage: StageRun, policy: Policy, role: Role, tasks: Sequence[ToolTask], key: str
 ) -> list[float]:
     settings, sft = stage.settings, stage.settings.sft
     total = role_steps(sft)[role]

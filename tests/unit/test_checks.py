@@ -83,7 +83,16 @@ FIRST_TOOL = ["tools", 0, "function"]
         ("wrong_type", ["meta", "resolved", 1, "days"], "two"),
         ("wrong_type", ["meta", "resolved", 1, "city"], 5),
         ("bad_reference", ["answers", 1, 0, "arguments", "city"], "near $var1.city$"),
-        ("bad_reference", ["answers", 1, 0, "arguments", "city"], "$var2.city$"),
+        ("cyclic_reference", ["answers", 1, 0, "arguments", "city"], "$var2.city$"),
+        ("bad_reference", ["answers", 1, 0, "arguments", "city"], "$var3.city$"),
+        ("control_characters", ["messages", 0, "content"], "Find Ann\x00"),
+        ("control_characters", ["answers", 0, 0, "arguments", "name"], "A\u202enn"),
+        ("control_characters", ["meta", "note"], "half a pair \ud800"),
+        ("too_many_tools", ["tools"], [{**good()["tools"][0]["function"], "name": f"t{n}"}
+                                       for n in range(2000)]),
+        ("recursive_schema", [*FIRST_TOOL, "parameters", "properties"], {"name": {"$ref": "#"}}),
+        ("remote_schema", [*FIRST_TOOL, "parameters", "properties"],
+         {"name": {"$ref": "http://127.0.0.1:9/x.json"}}),
         ("bad_reference", ["answers", 1, 0, "arguments", "city"], "$var0.city$"),
         ("bad_reference", ["answers", 1, 0, "arguments", "city"], "$var1.town$"),
         ("ungrounded", ["meta", "ungrounded"], ["2.city"]),
@@ -92,6 +101,17 @@ FIRST_TOOL = ["tools", 0, "function"]
 )  # fmt: skip
 def test_each_fault_is_named_by_its_rule(rule: str, path: list[Any], value: Any) -> None:
     assert rule_of(changed(path, value)) == rule
+
+
+def test_a_reference_to_a_later_or_the_same_step_is_not_in_order() -> None:
+    record = good()
+    first, second = record["answers"]
+    for answers, reference in (([second, first], "$var2.city$"), ([[*first, *second]], "$var1$")):
+        swapped = copy.deepcopy({**record, "answers": answers, "meta": {}})
+        next(c for step in swapped["answers"] for c in step if "city" in c["arguments"])[
+            "arguments"
+        ]["city"] = reference
+        assert rule_of(swapped) == "step_order"
 
 
 @pytest.mark.parametrize("record", [None, 3, "text", [], {}])

@@ -21,7 +21,7 @@ from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolSpec, ToolTa
 from cahl_core.stage import StageRun
 from cahl_core.training import checkpoints, joint, sft
 from cahl_core.training.checkpoints import Trainee
-from cahl_core.training.data import draw, load_tasks
+from cahl_core.training.data import Sampler, load_tasks
 from cahl_core.training.distributed import Workers
 from cahl_core.training.rollout import PlanNode, Roller, Sample, Tree, score, set_advantages
 from cahl_core.training.update import update_role
@@ -364,7 +364,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_sentence(root: Path, tmp_path: P
 
 def test_every_epoch_visits_every_task_once() -> None:
     tasks = [_task(n) for n in range(6)]
-    seen = [t.id for step in range(3) for t in draw(tasks, step, 2, seed=0)]
+    seen = [t.id for step in range(3) for t in Sampler(tasks, 0).draw(step, 2)]
     assert sorted(seen) == sorted(t.id for t in tasks)
 
 

@@ -1,0 +1,257 @@
+"""Kept tasks to the three splits: augmentation, derived tasks, and the order they are written in.
+
+Everything is decided by digests and seeds of ids, never by the order or number of the records around.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from cahl_core.config import PrepareSettings
+from cahl_core.datasets import augment, negatives
+from cahl_core.datasets.catalogue import Catalogue
+from cahl_core.datasets.contamination import Benchmarks, normalise
+from cahl_core.datasets.derive import KINDS, derive
+from cahl_core.datasets.intake import Intake
+from cahl_core.datasets.judge import Bench, Prompt
+from cahl_core.datasets.splits import DEV, SPLITS, TRAIN, UNSEEN, Assignment, assign, without_tools
+from cahl_core.datasets.store import LineStore
+from cahl_core.errors import ConfigError, DataError
+from cahl_core.files import digest
+from cahl_core.records import ToolSpec, ToolTask
+
+MAX_PARENTS = 20_000  # derived tasks are made from at most this many records of a split
+REAL_SHARE = 0.5  # of the declined requests: real ones whose tools were taken away
+
+
+@dataclass
+class Splits:
+    """Line numbers in ``tasks`` and ``facts`` per split, in the order they are written in."""
+
+    tasks: LineStore
+    facts: LineStore
+    order: dict[str, list[int]] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def derived_shares(settings: PrepareSettings) -> dict[str, float]:
+    """The shares by kind.
+
+    Raises:
+        ConfigError: they leave no place for original records.
+    """
+    shares = {kind: float(getattr(settings, f"{kind}_share")) for kind in KINDS}
+    if sum(shares.values()) >= 1:
+        raise ConfigError(
+            f"the shares of derived tasks sum to {sum(shares.values()):g}, must be below 1",
+            "lower " + ", ".join(f"prepare.{kind}_share" for kind in KINDS),
+        )
+    return shares
+
+
+class Assembler:
+    """Builds the splits of one intake into new line stores."""
+
+    def __init__(
+        self, found: Intake, settings: PrepareSettings, benchmarks: Benchmarks, bench: Bench
+    ) -> None:
+        self.found = found
+        self.settings = settings
+        self.benchmarks = benchmarks
+        self.bench = bench
+        self.shares = derived_shares(settings)
+        self.taken: set[tuple[str, ...]] = set()
+
+    def assemble(self, tasks: LineStore, facts: LineStore) -> Splits:
+        """All splits; ``dev`` before ``train``, so that a derived request of dev is never trained on.
+
+        Raises:
+            DataError: no record was kept.
+        """
+        kept = [n for n, keep in enumerate(self.found.kept) if keep]
+        if not kept:
+            raise DataError(
+                "no record of any source is usable",
+                "data/prepared/quarantine.jsonl has the reasons",
+            )
+        original = 1 - sum(self.shares.values())
+        assignment = assign(
+            [self.found.members[n] for n in kept],
+            max(round(self.settings.dev_tasks * original), 1),
+            self.settings.unseen_tool_tasks,
+            self.settings.seed,
+        )
+        splits = Splits(tasks, facts)
+        for split in (UNSEEN, DEV, TRAIN):
+            numbers = [kept[i] for i in assignment.indices(split)]
+            self._split(split, numbers, assignment, splits)
+        return splits
+
+    def _split(
+        self, split: str, numbers: Sequence[int], assignment: Assignment, out: Splits
+    ) -> None:
+        added: list[tuple[str, int]] = []
+        for prompt in self._originals(split, numbers, assignment):
+            added.append((prompt.id, _store(out, prompt)))
+            if split != TRAIN:
+                self.taken.add(_words(ToolTask.from_json(json.loads(prompt.line))))
+        if split != UNSEEN:
+            total = self.settings.dev_tasks if split == DEV else None
+            parents = self._parents(numbers, assignment)
+            for prompt in self._derived(split, parents, len(numbers), total, out.dropped):
+                added.append((prompt.id, _store(out, prompt)))
+        seed = self.settings.seed
+        added.sort(key=lambda item: digest([seed, "order", item[0]]))
+        out.order[split] = [number for _, number in added]
+
+    # --- originals -------------------------------------------------------------------------------
+
+    def _originals(
+        self, split: str, numbers: Sequence[int], assignment: Assignment
+    ) -> Iterator[Prompt]:
+        """Each kept task of the split once: as it is, or with its tools changed."""
+        pool = self._pool(numbers, assignment) if self.settings.distractors else []
+        changed: list[tuple[int, ToolTask]] = []
+        for number in numbers:
+            task = self._changed(number, split, assignment, pool)
+            if task is None:
+                yield self._as_it_is(number)
+            else:
+                changed.append((number, task))
+                if len(changed) == 1024:
+                    yield from self._finished(changed)
+                    changed = []
+        yield from self._finished(changed)
+
+    def _finished(self, changed: Sequence[tuple[int, ToolTask]]) -> Iterator[Prompt]:
+        """The changed tasks; one that outgrew the limits of length stays as it was."""
+        for (number, _), prompt in zip(
+            changed, self.bench.finish(task for _, task in changed), strict=True
+        ):
+            yield self._as_it_is(number) if prompt.quarantined is not None else prompt
+
+    def _as_it_is(self, number: int) -> Prompt:
+        member = self.found.members[number]
+        line, facts = self.found.tasks.line(number), self.found.facts.line(number)
+        return Prompt(member.id, b"", line, facts, member.gold_tools)
+
+    def _changed(
+        self, number: int, split: str, assignment: Assignment, pool: Sequence[ToolSpec]
+    ) -> ToolTask | None:
+        settings, task_id = self.settings, self.found.members[number].id
+        generator = random.Random(f"{settings.seed} augment {task_id}")
+        renamed = split == TRAIN and generator.random() < settings.rename_share
+        extra = generator.randint(0, settings.distractors) if split == TRAIN else 0
+        hidden = assignment.unseen_tools if split != UNSEEN else frozenset[str]()
+        if not (renamed or extra or hidden):
+            return None
+        before = self.found.tasks.task(number)
+        task = without_tools(before, hidden)
+        if extra and task.tools:
+            task = augment.add_distractors(task, pool, extra, generator)
+        if renamed and task.tools:
+            task = augment.rename(task, generator)
+        return None if task is before else task
+
+    def _pool(self, numbers: Sequence[int], assignment: Assignment) -> list[ToolSpec]:
+        """One tool of each name that the split's records offer."""
+        names: dict[str, ToolSpec] = {}
+        for number in _sampled(numbers, self.found, self.settings.seed):
+            for tool in self.found.tasks.task(number).tools:
+                if tool.name not in assignment.unseen_tools:
+                    names.setdefault(tool.name, tool)
+        return [names[name] for name in sorted(names)]
+
+    # --- derived ---------------------------------------------------------------------------------
+
+    def _parents(self, numbers: Sequence[int], assignment: Assignment) -> list[ToolTask]:
+        tasks = (
+            without_tools(self.found.tasks.task(n), assignment.unseen_tools)
+            for n in _sampled(numbers, self.found, self.settings.seed)
+        )
+        return [task for task in tasks if task.tools]
+
+    def _derived(
+        self,
+        split: str,
+        parents: Sequence[ToolTask],
+        originals: int,
+        total: int | None,
+        dropped: Counter[str],
+    ) -> Iterator[Prompt]:
+        """Derived tasks whose request is new, no test question, and short enough."""
+        whole = total or round(originals / (1 - sum(self.shares.values())))
+        counts = {kind: round(whole * share) for kind, share in self.shares.items()}
+        wanted = sum(counts.values())
+        fresh: list[ToolTask] = []
+        made = 0
+        for task in self._made(split, parents, counts):
+            made += 1
+            text = _words(task)
+            if text in self.taken and "request_of" not in task.meta:
+                dropped["duplicate"] += 1
+            elif self.benchmarks.of_task(task) is not None:
+                dropped["benchmark_overlap"] += 1
+            else:
+                self.taken.add(text)
+                fresh.append(task)
+        dropped["not_made"] += wanted - made
+        for prompt in self.bench.finish(fresh):
+            if prompt.quarantined is None:
+                yield prompt
+            else:
+                dropped[prompt.quarantined.rule] += 1
+
+    def _made(
+        self, split: str, parents: Sequence[ToolTask], counts: Mapping[str, int]
+    ) -> Iterator[ToolTask]:
+        """Real requests first (tools taken away, questions asked in dialogues), then by rule."""
+        left = dict(counts)
+        real = itertools.islice(
+            self._declined(split, parents), round(REAL_SHARE * counts["irrelevance"])
+        )
+        for task in real:
+            left["irrelevance"] -= 1
+            yield task
+        groups = {task.meta.get("dialogue", task.id) for task in parents}
+        asks = (a for a in self.found.asks if a.meta.get("derived_from") in groups)
+        for task in itertools.islice(asks, counts["missing_argument"]):
+            left["missing_argument"] -= 1
+            yield task
+        yield from derive(parents, left, self.settings.seed, split)
+
+    def _declined(self, split: str, parents: Sequence[ToolTask]) -> Iterator[ToolTask]:
+        if not parents:
+            return
+        pool = [tool for _, tool in sorted(Catalogue.of(parents).tools.items())]
+        seed = self.settings.seed
+        for parent in sorted(parents, key=lambda t: digest([seed, split, "declined", t.id])):
+            generator = random.Random(f"{seed} declined {parent.id}")
+            task = negatives.without_gold_tools(parent, pool, generator)
+            if task is not None:
+                yield replace(task, meta={**task.meta, "request_of": parent.id})
+
+
+def _sampled(numbers: Sequence[int], found: Intake, seed: int) -> list[int]:
+    """All numbers, or ``MAX_PARENTS`` of them by digest."""
+    if len(numbers) <= MAX_PARENTS:
+        return list(numbers)
+    ordered = sorted(numbers, key=lambda n: digest([seed, "parents", found.members[n].id]))
+    return sorted(ordered[:MAX_PARENTS])
+
+
+def _words(task: ToolTask) -> tuple[str, ...]:
+    return normalise(" ".join(m.content for m in task.messages))
+
+
+def _store(out: Splits, prompt: Prompt) -> int:
+    out.facts.append(prompt.facts)
+    return out.tasks.append(prompt.line)
+
+
+__all__ = ["SPLITS", "Assembler", "Splits", "derived_shares"]

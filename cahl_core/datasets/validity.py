@@ -1,0 +1,183 @@
+"""Whether texts, schemas, values and reference graphs can be used at all; pure functions."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+# NUL and other control characters (not tab, newline, return), bidirectional overrides and isolates
+# (U+202A-202E, U+2066-2069), and halves of surrogate pairs, which UTF-8 cannot hold
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+REASON = 160
+
+
+def texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every string of a JSON value with its path, keys included."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield f"{path} (key)", str(key)
+            yield from texts(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from texts(item, f"{path}[{index}]")
+
+
+def control_characters(value: Any) -> str | None:
+    """Where a JSON value holds a character that can hide or break text, or ``None``.
+
+    >>> control_characters({"a": ["x", "b\\u202ec"]})
+    'a[1]: U+202E at position 1'
+    """
+    for path, text in texts(value):
+        if (found := FORBIDDEN.search(text)) is not None:
+            return f"{plain(path)}: U+{ord(found[0]):04X} at position {found.start()}"
+    return None
+
+
+def without_control_characters(value: Any) -> tuple[Any, int]:
+    """A JSON value without such characters, and how many there were.
+
+    >>> without_control_characters([{"a": "x\u202cy"}])
+    ([{'a': 'xy'}], 1)
+    """
+    if isinstance(value, str):
+        cleaned, count = FORBIDDEN.subn("", value)
+        return cleaned, count
+    if isinstance(value, Mapping):
+        pairs = {k: without_control_characters(v) for k, v in value.items()}
+        return {k: v for k, (v, _) in pairs.items()}, sum(n for _, n in pairs.values())
+    if isinstance(value, list):
+        items = [without_control_characters(v) for v in value]
+        return [v for v, _ in items], sum(n for _, n in items)
+    return value, 0
+
+
+def plain(text: str) -> str:
+    """``text`` with forbidden characters written as ``\\\\uXXXX``, so that a report can show it."""
+    return FORBIDDEN.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
+
+
+@lru_cache(maxsize=16384)
+def schema_problem(schema: str) -> tuple[str, str] | None:
+    """The rule that a parameter schema (JSON text) breaks and how, or ``None``.
+
+    A usable schema describes an object, is valid under JSON Schema 2020-12, and refers only to
+    definitions of its own that do not lead back to themselves.
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    value = json.loads(schema)
+    if value.get("type", "object") != "object":
+        return "tool_without_schema", f"the type is {value['type']!r}, must be 'object'"
+    if not isinstance(value.get("properties", {}), dict):
+        return "tool_without_schema", "'properties' is not an object"
+    try:
+        Draft202012Validator.check_schema(value)
+    except (SchemaError, RecursionError) as error:
+        return "tool_without_schema", str(getattr(error, "message", error))[:REASON]
+    return reference_problem(value)
+
+
+def reference_problem(schema: Any) -> tuple[str, str] | None:
+    """The rule that the ``$ref`` of a schema break: remote, dangling or recursive; or ``None``."""
+    edges: dict[str, list[str]] = {}
+    pending = ["#"]
+    while pending:
+        pointer = pending.pop()
+        if pointer in edges:
+            continue
+        target = _pointed(schema, pointer)
+        if target is None:
+            return "tool_without_schema", f"$ref '{pointer}' points to nothing"
+        edges[pointer] = list(_refs(target))
+        for ref in edges[pointer]:
+            if not ref.startswith("#"):
+                return "remote_schema", f"$ref '{ref}'"
+        pending += edges[pointer]
+    numbers = {pointer: n for n, pointer in enumerate(edges)}
+    graph = [(numbers[a], numbers[b]) for a, found in edges.items() for b in found]
+    nested = [(numbers[a], numbers[b]) for a in edges for b in edges if _inside(a, b)]
+    cycle = find_cycle(graph + nested)
+    if cycle:
+        names = list(edges)
+        return "recursive_schema", "$ref " + " -> ".join(names[n] for n in cycle)
+    return None
+
+
+def _inside(pointer: str, other: str) -> bool:
+    """Whether what ``pointer`` names contains what ``other`` names, other than the root's definitions."""
+    return pointer not in (other, "#") and other.startswith(f"{pointer}/")
+
+
+def _pointed(schema: Any, pointer: str) -> Any:
+    value = schema
+    for part in pointer.removeprefix("#").strip("/").split("/"):
+        key = part.replace("~1", "/").replace("~0", "~")
+        if not key:
+            continue
+        value = value.get(key) if isinstance(value, Mapping) else None
+        if value is None:
+            return None
+    return value
+
+
+def _refs(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key in ("$ref", "$dynamicRef") and isinstance(item, str):
+                yield item
+            elif key not in ("$defs", "definitions"):
+                yield from _refs(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _refs(item)
+
+
+def value_problem(schema: str, value: str) -> str | None:
+    """Why an object does not satisfy its schema (both JSON texts), or ``None``."""
+    error = next(_validator(schema).iter_errors(json.loads(value)), None)
+    if error is None:
+        return None
+    path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path)
+    return f"{path.lstrip('.')}: {error.message}"[:REASON]
+
+
+@lru_cache(maxsize=16384)
+def _validator(schema: str) -> Any:
+    from jsonschema import Draft202012Validator
+    from referencing import Registry
+
+    # an empty registry: what a schema refers to elsewhere is never fetched
+    return Draft202012Validator(json.loads(schema), registry=Registry())
+
+
+def find_cycle(edges: Sequence[tuple[int, int]]) -> list[int]:
+    """One cycle of a directed graph as its nodes, first repeated at the end; empty if there is none.
+
+    >>> find_cycle([(2, 1), (3, 2), (1, 3)]), find_cycle([(2, 1), (3, 1)]), find_cycle([(1, 1)])
+    ([1, 3, 2, 1], [], [1, 1])
+    """
+    following: dict[int, list[int]] = {}
+    for a, b in edges:
+        following.setdefault(a, []).append(b)
+    done: set[int] = set()
+    for start in sorted(following):
+        path = [start]
+        ahead = [iter(following.get(start, ()))]
+        while path:
+            node = next(ahead[-1], None)
+            if node is None:
+                done.add(path.pop())
+                ahead.pop()
+            elif node in path:
+                return [*path[path.index(node) :], node]
+            elif node not in done:
+                path.append(node)
+                ahead.append(iter(following.get(node, ())))
+    return []
