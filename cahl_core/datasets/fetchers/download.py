@@ -66,6 +66,7 @@ def download(
 def _attempt(url: str, partial: Path, name: str) -> None:
     """Adds to ``partial`` until it is whole."""
     import requests
+    import urllib3
 
     offset = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity"}  # else a length counts compressed bytes
@@ -78,7 +79,7 @@ def _attempt(url: str, partial: Path, name: str) -> None:
                 return
             _refuse_status(response, url)
             _receive(response, partial, offset, name)
-    except requests.exceptions.RequestException as error:
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
         raise CutError(_why(error)) from error
 
 
@@ -101,6 +102,8 @@ def _refuse_status(response: Any, url: str) -> None:
         raise SourceError(f"{url}: the server answers {status} {response.reason}")
     if status not in (200, 206):
         raise CutError(f"the server answers {status} {response.reason}")
+    if encoding := response.headers.get("Content-Encoding", "").replace("identity", ""):
+        raise SourceError(f"{url}: the server sends {encoding}, plain bytes were asked for")
 
 
 def _receive(response: Any, partial: Path, offset: int, name: str) -> None:
@@ -119,13 +122,14 @@ def _receive(response: Any, partial: Path, offset: int, name: str) -> None:
 
 
 def _copy(response: Any, out: Any, begin: int, total: int | None, name: str) -> None:
+    # read1 hands over what has come; read would lose the bytes before a cut
+    blocks = iter(lambda: response.raw.read1(MIB, decode_content=False), b"")
     if total is None or total < BAR_BYTES:
-        for block in response.iter_content(MIB):
-            out.write(block)
+        out.writelines(blocks)
         return
     written = begin
     with progress(f"{name} (MiB)", total // MIB) as bar:
-        for block in response.iter_content(MIB):
+        for block in blocks:
             written += out.write(block)
             if written // MIB > bar.done:
                 bar.advance(written // MIB - bar.done)
