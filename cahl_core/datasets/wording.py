@@ -93,7 +93,8 @@ def action(name: str, description: str, generator: random.Random) -> str:
     >>> action("get_bmi", "Calculates the body mass index, in kg.", random.Random(1)).split()[-3:]
     ['body', 'mass', 'index']
     """
-    clause = LEADING.sub("", " ".join(NOISE.sub("", description).split()))
+    clause = NOISE.sub("", LEADING.sub("", description.strip()))
+    clause = LEADING.sub("", " ".join(clause.split()))
     clause = LEADING.sub("", CUT.split(clause)[0].strip())
     clause = re.sub(r"^to ", "", clause, flags=re.I)
     clause = re.sub(r" from [A-Z]\w+ to [A-Z]\w+", "", clause)
