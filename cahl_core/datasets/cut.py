@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from cahl_core.datasets.adapters.nestful import ground
-from cahl_core.datasets.references import dependencies, levels, prune, resolve
+from cahl_core.datasets.references import dependencies, levels, occurs, prune, resolve
 from cahl_core.records import Message, ToolCall, ToolTask
 
 DIALOGUE = "dialogue"
@@ -92,7 +92,7 @@ def _task(task: ToolTask, first: int, last: int, max_result_chars: int) -> ToolT
         ],
         "resolved": [resolve(c, results, parameters.get(c.name, {})) for c in calls],
     }
-    if missing := [*ungrounded, *_nowhere(calls, said)]:
+    if missing := [*ungrounded, *_nowhere(calls, said, results)]:
         meta["ungrounded"] = missing
     return ToolTask(
         f"{task.id}#{first}", task.source, messages, task.tools, _restep(calls, steps), None, meta
@@ -132,7 +132,7 @@ def _parsed(text: str) -> Any:
     return text if value is None or isinstance(value, bool | int | float) else value
 
 
-def _nowhere(calls: Sequence[ToolCall], said: str) -> Iterator[str]:
+def _nowhere(calls: Sequence[ToolCall], said: str, results: Sequence[Any]) -> Iterator[str]:
     """Identifiers that neither the dialogue nor a result gives: nobody could know them."""
     text = said.lower()
     for number, call in enumerate(calls, 1):
@@ -140,5 +140,6 @@ def _nowhere(calls: Sequence[ToolCall], said: str) -> Iterator[str]:
             if not isinstance(value, str) or value.startswith("$var"):
                 continue
             identifier = any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
-            if identifier and " " not in value and "-" in value and value.lower() not in text:
+            known = value.lower() in text or any(occurs(r, value) for r in results[: number - 1])
+            if identifier and " " not in value and "-" in value and not known:
                 yield f"{number}.{name}"
