@@ -75,13 +75,17 @@ def _without(entry: Mapping[str, Any], key: str) -> Schema:
 def _is_schema(value: Mapping[str, Any]) -> bool:
     """Whether ``value`` is one schema rather than a map of parameter names to schemas.
 
-    A parameter may be called "type": then its value is an object and not a name of a type.
+    A parameter may be called "type" or "properties": then its value is one schema, not the name of a
+    type or a map of schemas.
     """
     kind = value.get("type")
     if isinstance(kind, list) or (isinstance(kind, str) and "type" in normalise_type(kind)):
         return True
     properties = value.get("properties")
-    if isinstance(properties, Mapping) and not isinstance(kind, Mapping):
+    fields = isinstance(properties, Mapping) and all(
+        isinstance(field, Mapping | bool) for field in properties.values()
+    )
+    if fields and not isinstance(kind, Mapping):
         return True
     return isinstance(value.get("$ref"), str) or isinstance(value.get("anyOf"), list)
 
