@@ -21,15 +21,14 @@ MONEY = {
     "balance", "bill", "budget", "cost", "expenses", "fee", "income", "loan", "price",
     "principal", "revenue", "salary", "subtotal", "payment", "investment", "assets", "profit",
 }  # fmt: skip
+# measures that mean one thing whatever the tool is for
 UNITS = {
     "height": ("meters", "centimeters", "cm"), "width": ("meters", "cm"),
-    "length": ("meters", "cm"), "depth": ("meters",), "radius": ("meters", "cm", "kilometers"),
-    "distance": ("kilometers", "miles", "meters"), "weight": ("kilograms", "kg", "pounds"),
-    "mass": ("kilograms", "kg", "grams"), "duration": ("minutes", "hours", "days"),
-    "area": ("square meters", "hectares"), "volume": ("liters", "cubic meters"),
-    "speed": ("km/h", "miles per hour"), "velocity": ("meters per second",),
-    "temperature": ("degrees Celsius", "degrees"), "voltage": ("volts",), "current": ("amperes",),
-    "power": ("watts", "kilowatts"), "force": ("newtons",), "pressure": ("pascals", "bar"),
+    "radius": ("meters", "cm", "kilometers"), "distance": ("kilometers", "miles", "meters"),
+    "weight": ("kilograms", "kg", "pounds"), "mass": ("kilograms", "kg", "grams"),
+    "duration": ("minutes",), "speed": ("km/h", "miles per hour"),
+    "velocity": ("meters per second",), "temperature": ("degrees Celsius", "degrees"),
+    "voltage": ("volts",), "force": ("newtons",), "pressure": ("pascals", "bar"),
     "angle": ("degrees",), "frequency": ("hertz", "Hz"), "age": ("years",),
 }  # fmt: skip
 NAMED_UNIT = re.compile(
@@ -44,6 +43,13 @@ NAME_UNITS = {
 }  # fmt: skip
 MAGNITUDES = ((10**9, "billion"), (10**6, "million"), (10**3, "thousand"))
 SMALL = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def is_money(name: str) -> bool:
+    """Whether the argument is a sum of money: ``loan_amount``, but not ``loan_term``."""
+    own = words(name)
+    sums = own[-1:] in (["amount"], ["value"], ["total"]) and bool(set(own) & MONEY)
+    return sums or bool(set(own[-1:]) & MONEY)
 
 
 def is_share(name: str) -> bool:
@@ -103,7 +109,7 @@ def spoken_number(
     """
     if is_share(name):
         return f"{round(value * 100, 4):g}%" if is_decimal(name, schema) else f"{value:g}%"
-    if set(words(name)) & MONEY and value >= 1:
+    if is_money(name) and value >= 1:
         return (
             f"${grouped(value, generator)}"
             if generator.random() < 0.6

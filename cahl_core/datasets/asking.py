@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, timedelta
 from typing import Any
 
 from cahl_core.datasets import wording
@@ -25,7 +26,7 @@ WOVEN = {"place", "country", "language", "unit", "currency", "company", "title",
          "cuisine", "food", "sport", "shape", "venue", "genre", "enum", "other"}  # fmt: skip
 ORDERED = (("start", "end"), ("from", "to"), ("in", "out"), ("depart", "return"),
            ("departure", "return"), ("min", "max"), ("minimum", "maximum"),
-           ("pick", "drop"))  # fmt: skip
+           ("pick", "drop"), ("pickup", "dropoff"))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +65,15 @@ def ask(
             return None
         if value is not None:
             arguments[slot.name] = value
-    if not _put_in_order(variant, arguments):
-        return None
+    _put_in_order(variant, arguments, generator)
     act = wording.action(tool.name, tool.description, generator)
     return _say(variant, arguments, act, parent, generator)
 
 
-def _put_in_order(variant: Variant, arguments: dict[str, Any]) -> bool:
+def _put_in_order(variant: Variant, arguments: dict[str, Any], generator: random.Random) -> None:
     """Exchanges a start and an end, a smallest and a largest value that are the wrong way round.
 
-    Returns whether all such pairs differ.
+    Dates that would be the same day or months apart get an end some days after the start.
     """
     slots = {" ".join(words(s.original)): s for s in variant.slots if s.name in arguments}
     for spoken, slot in slots.items():
@@ -85,11 +85,26 @@ def _put_in_order(variant: Variant, arguments: dict[str, Any]) -> bool:
             if other is None or category(slot.original, slot.schema) == "place":
                 continue
             low, high = arguments[slot.name], arguments[other.name]
-            if low == high:
-                return False
-            if type(low) is type(high) and isinstance(low, str | int | float) and low > high:
-                arguments[slot.name], arguments[other.name] = high, low
-    return True
+            if type(low) is not type(high) or not isinstance(low, str | int | float):
+                continue
+            low, high = min(low, high), max(low, high)
+            if (
+                category(slot.original, slot.schema)
+                == "date"
+                == category(other.original, other.schema)
+            ):
+                high = _end(str(low), str(high), generator)
+            arguments[slot.name], arguments[other.name] = low, high
+
+
+def _end(start: str, end: str, generator: random.Random) -> str:
+    """``end``, or a day one to fourteen days after ``start`` where they are not a likely pair."""
+    try:
+        first, last = date.fromisoformat(start), date.fromisoformat(end)
+    except ValueError:
+        return end
+    near = 0 < (last - first).days <= 60
+    return end if near else (first + timedelta(days=generator.randint(1, 14))).isoformat()
 
 
 def _say(

@@ -25,6 +25,7 @@ from cahl_core.datasets.asking import (
 from cahl_core.datasets.catalogue import Catalogue
 from cahl_core.datasets.declining import irrelevance, missing_argument
 from cahl_core.datasets.mentions import Mention, listing, mention, natural
+from cahl_core.datasets.values import category
 from cahl_core.datasets.variation import vary
 from cahl_core.records import ToolCall, ToolTask
 
@@ -138,6 +139,8 @@ def _listed(asked: list[Asked], generator: random.Random) -> tuple[list[Asked], 
             continue
         if isinstance(values[0], str) and any("," in str(v) for v in values):
             continue
+        if category(slot.original, slot.schema) == "date" and len(_dates(first)) > 1:
+            continue  # each start would need its own end
         calls = [
             ToolCall(first.call.name, {**first.call.arguments, slot.name: value})
             for value in values
@@ -149,6 +152,12 @@ def _listed(asked: list[Asked], generator: random.Random) -> tuple[list[Asked], 
         same = [Asked(first.variant, call, first.act, mentions, first.parent) for call in calls]
         return same, wording.request(first.act, list(mentions.values()), generator)
     return asked, None
+
+
+def _dates(asked: Asked) -> list[str]:
+    slots = asked.variant.slots
+    dated = [s.name for s in slots if category(s.original, s.schema) == "date"]
+    return [name for name in dated if name in asked.call.arguments]
 
 
 def _joined(phrase: str, texts: Sequence[str], generator: random.Random) -> str:

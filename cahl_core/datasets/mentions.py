@@ -52,8 +52,10 @@ def mention(
     Args:
         text: the words for the value; ``None`` chooses them (numbers may get units or magnitudes).
     """
-    own = [w for w in words(name) if w not in ("q", "is", "has", "value")]
-    spoken = " ".join({"id": "ID", "num": "number of"}.get(w, w) for w in own) or "value"
+    own = [w for w in words(name) if w not in ("is", "has", "value")]
+    spoken = (
+        " ".join({"id": "ID", "num": "number of", "q": "query"}.get(w, w) for w in own) or "value"
+    )
     if isinstance(value, bool):
         return Mention(yes_no(words(name), value, generator), True)
     if isinstance(value, list):
@@ -79,7 +81,7 @@ def natural(value: str, schema: Mapping[str, Any]) -> str:
 
 
 def _are(spoken: str) -> str:
-    return "are" if spoken.endswith("s") and not spoken.endswith("ss") else "is"
+    return "are" if spoken.endswith("s") and not spoken.endswith(("ss", "us", "is")) else "is"
 
 
 def listing(values: Sequence[Any], generator: random.Random) -> str:
@@ -150,7 +152,12 @@ def _amount(
         return Mention(f"for {text or counted(value, generator)} {noun}", True)
     if is_share(name):
         return Mention(
-            generator.choice([f"at {article(said)} {said} {spoken}", f"with a {spoken} of {said}"]),
+            generator.choice(
+                [
+                    f"at {article(said)} {said} {spoken}",
+                    f"with {article(spoken)} {spoken} of {said}",
+                ]
+            ),
             True,
             f"the {spoken} {_are(spoken)} {said}",
         )
@@ -190,7 +197,8 @@ def _named(
             generator.choice([f"for {value}", f"with {value} as the {spoken}"]), True, fact
         )
     if label == "id":
-        short = re.sub(r" (ID|code|number)$", "", spoken)
+        bare = own[:-1] in (["from"], ["to"])  # "from X1" would be a place
+        short = spoken if bare else re.sub(r" (ID|code|number)$", "", spoken)
         return Mention(generator.choice([f"{spoken} {value}", f"{short} {value}"]), False, fact)
     if label in ("query", "text", "title", "subject"):
         forms = [f"'{value}'", f'"{value}"', f"for '{value}'", f"with the {spoken} '{value}'"]

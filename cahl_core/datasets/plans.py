@@ -21,6 +21,11 @@ from cahl_core.records import Plan, SubTask, ToolCall, ToolSpec, ToolTask
 MAX_WORDS = 16
 VALUE_WORDS = 4
 VALUE_CHARS = 32
+LABELS = {
+    "q": "query", "where to": "destination", "to": "destination", "from": "starting point",
+    "sort by": "sort order", "depart date": "departure date", "from ID": "ID of the start",
+    "to ID": "ID of the destination", "username or ID or url": "username or ID",
+}  # fmt: skip
 ANSWER = (
     "Answer the question", "Answer the question in words", "Give the answer to the question",
     "Answer from what is known", "Reply with the answer",
@@ -62,7 +67,8 @@ def question_for(labels: Sequence[str], generator: random.Random) -> str:
 
 def argument_label(name: str) -> str:
     """An argument's name in words: ``party_size`` is the ``party size``."""
-    return " ".join({"id": "ID", "num": "number of"}.get(w, w) for w in words(name)) or "value"
+    label = " ".join({"id": "ID", "num": "number of"}.get(w, w) for w in words(name))
+    return LABELS.get(label, label) or "value"
 
 
 def _and(texts: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cahl_core.datasets.amounts import MONEY, is_decimal, is_share
+from cahl_core.datasets.amounts import is_decimal, is_money, is_share
 from cahl_core.datasets.names import words
 
 POOLS: dict[str, tuple[str, ...]] = {
@@ -150,7 +150,7 @@ COUNTS = {
 }  # fmt: skip
 ROUND = (5_000, 12_000, 40_000, 250_000, 1_200_000, 3_000_000, 45_000_000, 213_000_000)
 CROWDS = {"population", "inhabitants", "views", "followers", "subscribers", "users"}
-RANGES = {"age": (18, 80), "temperature": (5, 38), "page": (1, 6), "hour": (0, 23)}
+RANGES = {"age": (18, 80), "temperature": (5, 38), "page": (1, 6), "hour": (0, 23), "term": (2, 30)}
 # a "time" that is no time of day, a "name" that is no person's
 SPANS = {"period", "frame", "range", "zone", "unit", "step", "series", "limit", "interval", "span"}
 PEOPLE = {
@@ -240,10 +240,10 @@ def _number(
         value = round(value / 100, 4) if is_decimal(name, schema) else value
     elif bounds:
         value = generator.randint(*bounds)
+    elif is_money(name) or own == {"amount"}:
+        value = generator.choice([5, 20, 100, 250, 1000, 25_000]) * generator.randint(1, 40)
     elif own & COUNTS:
         value = generator.randint(1, 12)
-    elif own & MONEY:
-        value = generator.choice([5, 20, 100, 250, 1000, 25_000]) * generator.randint(1, 40)
     elif own & CROWDS or (seen and max(seen) >= 100_000):
         value = generator.choice(ROUND)
     elif seen:
@@ -267,7 +267,9 @@ def _text(
         return generator.choice(short)
     if label == "date":
         month, day = generator.randint(1, 12), generator.randint(1, 28)
-        return f"20{generator.randint(23, 26)}-{month:02}-{day:02}"
+        born = "birth" in name.lower()
+        year = generator.randint(1950, 2012) if born else generator.randint(2023, 2026)
+        return f"{year}-{month:02}-{day:02}"
     if label == "time":
         return f"{generator.randint(6, 22):02}:{generator.choice(['00', '15', '30', '45'])}"
     if label == "id":

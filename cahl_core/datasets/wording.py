@@ -66,8 +66,8 @@ GENERIC = re.compile(
 )
 NOISE = re.compile(r"`[^`]*`|\*+|\(.*?\)|\busing .*? API\b|\bAPI\b")
 CUT = re.compile(
-    r"[.,;:\n!?]| based on | using | by | with | within | given (?=the |an? |that )| given$|"
-    r" according to | such as | and returns | including "
+    r"[.,;:\n!?]| for (?:the )?given | based on | using | by | with | within |"
+    r" given (?=the |an? |that )| given$| according to | such as | and returns | including "
 )
 MAX_ACTION_WORDS = 12
 # descriptions of tools begin with a verb, unless they begin like this
