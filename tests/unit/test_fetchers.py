@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -38,12 +40,16 @@ class Server:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.headers: dict[str, dict[str, str]] = {}
         self.faults: dict[str, list[Any]] = {}
         self.requests: list[tuple[str, str | None]] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                outer.answer(self)
+
+            def do_HEAD(self) -> None:
                 outer.answer(self)
 
             def log_message(self, *arguments: Any) -> None:
@@ -59,6 +65,7 @@ class Server:
 
     def reset(self) -> None:
         self.files.clear()
+        self.headers.clear()
         self.faults.clear()
         self.requests.clear()
 
@@ -70,6 +77,8 @@ class Server:
         if isinstance(fault, HTTPStatus):
             handler.send_error(fault)
             return
+        if path not in self.files:
+            path = path.partition("?")[0]
         if path not in self.files:
             handler.send_error(404)
             return
@@ -85,8 +94,12 @@ class Server:
         if start:
             said = 0 if fault == "other range" else start
             handler.send_header("Content-Range", f"bytes {said}-{len(content) - 1}/{len(content)}")
+        for name, value in self.headers.get(path, {}).items():
+            handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
+        if handler.command == "HEAD":
+            return
         handler.wfile.write(body[:fault] if isinstance(fault, int) else body)  # a number: cut there
 
 
@@ -354,6 +367,81 @@ def test_the_top_of_a_mirror_counts_only_for_files_with_a_sum(
     assert fetched(repository(files=["a.jsonl"]), where, tmp_path / "1") == {"a.jsonl": b"network"}
     known = repository(files={"a.jsonl": total(b"mirror")})
     assert fetched(known, where, tmp_path / "2") == {"a.jsonl": b"mirror"}
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from cahl_core.datasets.fetchers import Context, fetch_into
+from cahl_core.datasets.sources import Source
+from cahl_core.errors import SourceError
+root = Path(sys.argv[1])
+(root / "out").mkdir()
+try:
+    source = Source.model_validate(json.loads(sys.argv[2]))
+    print(json.dumps(fetch_into(source, root / "out", Context(root, (), 1, print)).revision))
+except SourceError as error:
+    print(f"{type(error).__name__}: {error}")
+"""
+
+
+def from_hub(server: Server, root: Path, **fields: Any) -> str:
+    """What a process with the real hub client says; the client takes its address when imported."""
+    entry = {
+        "name": "demo", "kind": "data", "description": "d", "licence": "MIT",
+        "fetcher": "huggingface", "format": "xlam", "repo": "o/r", "revision": "main",
+        "files": ["data.json"],
+    } | fields  # fmt: skip
+    command = [sys.executable, "-c", PROGRAM, str(root), json.dumps(entry)]
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0",
+                   "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
+
+
+def put_on_hub(server: Server) -> None:
+    info = {"id": "o/r", "sha": COMMIT, "siblings": [], "private": False, "gated": False}
+    tree = [
+        {"type": "file", "oid": "a" * 40, "size": len(CONTENT), "path": name}
+        for name in ("data.json", "loader.py")
+    ]
+    server.files["/api/datasets/o/r/revision/main"] = json.dumps(info).encode()
+    server.files[f"/api/datasets/o/r/tree/{COMMIT}"] = json.dumps(tree).encode()
+    path = f"/datasets/o/r/resolve/{COMMIT}/data.json"
+    server.files[path] = CONTENT
+    server.headers[path] = {"ETag": f'"{"e" * 40}"', "X-Repo-Commit": COMMIT}
+
+
+def test_a_data_set_of_the_hub_comes_with_the_commit_that_was_found(
+    server: Server, tmp_path: Path
+) -> None:
+    put_on_hub(server)
+    said = from_hub(server, tmp_path)
+    assert "can move; pin a commit" in said
+    assert f'"{COMMIT}"' in said
+    origin = read_origin(tmp_path / "out")
+    assert origin.revision == COMMIT
+    assert origin.files == {"data.json": total(CONTENT)}  # and no loader.py
+
+
+def test_a_changed_file_of_the_hub_is_a_checksum_error(server: Server, tmp_path: Path) -> None:
+    put_on_hub(server)
+    said = from_hub(server, tmp_path, files={"data.json": "0" * 64})
+    assert "ChecksumError" in said
+    assert total(CONTENT) in said
+    (tmp_path / "out").rmdir()
+    assert f'"{COMMIT}"' in from_hub(server, tmp_path, files={"data.json": total(CONTENT)})
+    assert list(tmp_path.rglob("*.rejected"))
+
+
+def test_a_data_set_that_cannot_be_had_says_how_to_get_it(server: Server, tmp_path: Path) -> None:
+    said = from_hub(server, tmp_path, gated=True)
+    assert "SourceError" in said
+    for part in ("accept the terms", "HF_TOKEN", "hf download --repo-type dataset o/r data.json",
+                 "DIR/demo"):  # fmt: skip
+        assert part in said
 
 
 def own(path: Path, **fields: Any) -> Source:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 import stat
 import sys
 import zipfile
@@ -12,9 +14,24 @@ import pytest
 
 from cahl_core.config import Settings
 from cahl_core.datasets import fetch, wheels
-from cahl_core.datasets.sources import Source, load_sources, pick
+from cahl_core.datasets.sources import (
+    COMMIT,
+    Origin,
+    Source,
+    load_sources,
+    pick,
+    read_origin,
+    require_use,
+)
 from cahl_core.datasets.weights import check_model, copy_model
-from cahl_core.errors import ChecksumError, ConfigError, ModelError, SourceError
+from cahl_core.errors import (
+    ChecksumError,
+    ConfigError,
+    DataError,
+    LicenceError,
+    ModelError,
+    SourceError,
+)
 from cahl_core.stage import StageRun
 
 REPOSITORY = Path(__file__).parents[2]
@@ -42,10 +59,124 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheels, "_installer", lambda: [sys.executable, "-c", script])
 
 
+SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*( AND [A-Za-z0-9][A-Za-z0-9.-]*)*")
+
+
 def test_the_shipped_sources_are_complete() -> None:
     sources = load_sources(REPOSITORY)
     assert {"smollm2-135m-instruct", "complexfuncbench", "nestful", "bfcl-v3"} <= set(sources)
-    assert all(s.licence and s.sha256 and len(s.sha256) == 64 for s in sources.values())
+    for entry in sources.values():
+        assert SPDX.fullmatch(entry.licence), entry.name
+        assert entry.description and entry.citation, entry.name
+        sums = [entry.sha256, *entry.members.values(), *entry.files.values()]
+        sums += entry.records.files.values() if entry.records else ()
+        assert all(re.fullmatch("[0-9a-f]{64}", total) for total in sums if total), entry.name
+        # what a fetch gives is fixed: by a sum of the wheel, or by a commit
+        pinned = entry.sha256 if entry.fetcher == "pypi" else COMMIT.fullmatch(entry.revision or "")
+        assert pinned, entry.name
+
+
+def test_the_licences_that_forbid_commercial_use_say_so() -> None:
+    for entry in load_sources(REPOSITORY).values():
+        assert ("commercial" in entry.permits) == ("NC" not in entry.licence), entry.name
+        assert entry.share_alike == ("-SA-" in entry.licence), entry.name
+
+
+def test_test_sets_are_marked() -> None:
+    tests = {name for name, entry in load_sources(REPOSITORY).items() if entry.test_only}
+    assert tests == {"api_bank", "api_bank_raw", "bamboogle", "bfcl-v3", "bfcl-v4", "open_qa_eval",
+                     "rlla_test"}  # fmt: skip
+
+
+def test_a_licence_that_forbids_the_use_stops_with_one_sentence() -> None:
+    entry = load_sources(REPOSITORY)["apigen_mt"]
+    require_use(entry, "research", "train")
+    with pytest.raises(LicenceError) as error:
+        require_use(entry, "commercial", "train")
+    said = error.value.what
+    assert "\n" not in said
+    for part in ("'apigen_mt'", "CC-BY-NC-4.0", "research use only", "training for commercial use"):
+        assert part in said
+    assert "fetch.use" in error.value.hint
+
+
+def test_a_test_set_is_refused_for_training_only() -> None:
+    entry = load_sources(REPOSITORY)["api_bank"]
+    require_use(entry, "commercial", "evaluate")
+    with pytest.raises(LicenceError, match=r"'api_bank'.*test set") as error:
+        require_use(entry, "research", "train")
+    assert "prepare.sources" in error.value.hint
+
+
+def test_fetch_asks_for_the_licence_before_it_downloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "fetch_into", lambda *_: pytest.fail("fetched"))
+    (tmp_path / "data").mkdir()
+    shutil.copy(REPOSITORY / "data" / "sources.yaml", tmp_path / "data")
+    names = ["seal_tools", "apigen_mt"]
+    settings = Settings.model_validate({"fetch": {"sources": names, "use": "commercial"}})
+    with pytest.raises(LicenceError, match="apigen_mt"):
+        fetch.run(StageRun("fetch", tmp_path, settings))
+
+
+def test_numbers_in_file_names_count_up() -> None:
+    files = list(load_sources(REPOSITORY)["sgd"].files)
+    assert files[:3] == ["schema.json", "dialogues_001.json", "dialogues_002.json"]
+    assert (files[-1], len(files)) == ("dialogues_127.json", 128)
+
+
+GIT = "kind: data, description: d, licence: MIT, fetcher: git, format: qa, repo: o/r"
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (f"{GIT}, revision: main, files: [a]", "40 hex digits"),
+        (f"{GIT}, revision: {'0a' * 20}", "needs files"),
+        (f"{GIT}, revision: {'0a' * 20}, files: [../a]", "must stay inside"),
+        (f"{GIT}, revision: {'0a' * 20}, files: [/a]", "must stay inside"),
+        (f"{GIT}, revision: {'0a' * 20}, files: [a], folder: ../b", "must stay inside"),
+        (f"{GIT}, revision: {'0a' * 20}, files: [a], permits: []", "permits"),
+        (f"{GIT}, revision: {'0a' * 20}, files: [a], permits: [fun]", "permits"),
+        (f"{GIT}, revision: {'0a' * 20}, files: [a], formt: qa", "formt"),
+    ],
+)
+def test_malformed_entries_are_named(tmp_path: Path, entry: str, said: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sources.yaml").write_text(f"a: {{{entry}}}\n")
+    with pytest.raises(ConfigError, match=said) as error:
+        load_sources(tmp_path)
+    assert "entry 'a'" in str(error.value)
+
+
+def test_a_name_that_leaves_data_raw_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    text = f"../a: {{{GIT}, revision: {'0a' * 20}, files: [a]}}\n"
+    (tmp_path / "data" / "sources.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"entry '\.\./a': name"):
+        load_sources(tmp_path)
+
+
+def test_a_folder_of_an_older_fetch_is_upstream_in_the_declared_format(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "raw" / "nestful"
+    folder.mkdir(parents=True)
+    shutil.copy(REPOSITORY / "data" / "sources.yaml", tmp_path / "data")
+    origin = read_origin(folder)
+    assert (origin.source, origin.form, origin.format) == ("nestful", "upstream", "nestful")
+
+
+def test_an_origin_is_read_as_it_was_written(tmp_path: Path) -> None:
+    origin = Origin("a", "records", "tool-tasks", "MIT", 'Öz: "x" # y', "1.0", {"b": "c: d"})
+    (tmp_path / "SOURCE.yaml").write_text(origin.to_yaml(), encoding="utf-8")
+    assert read_origin(tmp_path) == origin
+
+
+@pytest.mark.parametrize("text", ["[]", "form: x", "a: [", "source: a\nform: other\nfiles: {}", ""])
+def test_a_damaged_origin_says_to_fetch_again(tmp_path: Path, text: str) -> None:
+    (tmp_path / "SOURCE.yaml").write_text(text)
+    with pytest.raises(DataError, match="cahl data fetch"):
+        read_origin(tmp_path)
 
 
 def test_an_unknown_source_names_the_nearest_one() -> None:
@@ -196,6 +327,12 @@ def test_backbones_that_need_code_or_pickles_are_refused(tmp_path: Path) -> None
     (pickled / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"pickled.*pytorch_model\.bin"):
         check_model(pickled)
+
+
+def test_pip_resumes_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, version in {"pip 25.1.1 from x": (25, 1), "pip 23.2 from": (23, 2), "": (0,)}.items():
+        script = [sys.executable, "-c", f"print({said!r})"]
+        assert wheels._version(script) == version
 
 
 def test_fetch_leaves_the_old_data_in_place_when_a_source_fails(tmp_path: Path) -> None:

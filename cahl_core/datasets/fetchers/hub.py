@@ -10,7 +10,7 @@ from cahl_core.datasets.raw import PATTERNS
 from cahl_core.datasets.sources import COMMIT, Source
 from cahl_core.datasets.weights import SUFFIXES
 from cahl_core.datasets.wheels import check_sum
-from cahl_core.errors import SourceError
+from cahl_core.errors import ChecksumError, SourceError
 
 
 def fetch(source: Source, target: Path, context: Context) -> str:
@@ -30,11 +30,23 @@ def fetch(source: Source, target: Path, context: Context) -> str:
             "correct files, folder or revision in data/sources.yaml",
         )
     for name, path in zip(names, found, strict=True):
-        check_sum(path, source.files.get(name), source.name)
+        _check(path, source.files.get(name), source)
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     return snapshot.name
+
+
+def _check(path: Path, expected: str | None, source: Source) -> None:
+    """`check_sum`; a wrong file leaves the hub's cache, or every later run would find it there."""
+    try:
+        check_sum(path, expected, source.name)
+    except ChecksumError:
+        blob = path.resolve()
+        blob.replace(blob.with_name(f"{blob.name}.rejected"))
+        if path.is_symlink():
+            path.unlink()
+        raise
 
 
 def download_snapshot(source: Source, context: Context) -> Path:
