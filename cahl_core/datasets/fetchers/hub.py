@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 from cahl_core.datasets.fetchers.base import Context, some, unreachable
-from cahl_core.datasets.raw import PATTERNS
 from cahl_core.datasets.sources import COMMIT, Source
 from cahl_core.datasets.weights import SUFFIXES
 from cahl_core.datasets.wheels import check_sum
 from cahl_core.errors import ChecksumError, SourceError
+
+DATA = ("*.jsonl", "*.json", "*.parquet", "*.jsonl.gz", "*.json.gz")  # where no files are declared
 
 
 def fetch(source: Source, target: Path, context: Context) -> str:
@@ -21,7 +22,7 @@ def fetch(source: Source, target: Path, context: Context) -> str:
     """
     snapshot = download_snapshot(source, context)
     folder = snapshot / source.folder
-    wanted = list(source.files) or list(PATTERNS)
+    wanted = list(source.files) or list(DATA)
     found = sorted({p for w in wanted for p in folder.rglob(w) if p.is_file()})
     names = [str(path.relative_to(folder)) for path in found]
     if missing := sorted(n for n in source.files if "*" not in n and n not in names):
@@ -73,7 +74,7 @@ def _patterns(source: Source) -> list[str]:
     if source.kind == "model":
         return [f"*{suffix}" for suffix in SUFFIXES]
     prefix = f"{source.folder}/" if source.folder else ""
-    return [f"{prefix}{name}" for name in source.files or PATTERNS]
+    return [f"{prefix}{name}" for name in source.files or DATA]
 
 
 def _failed(source: Source, error: Exception) -> SourceError:
