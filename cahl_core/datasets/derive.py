@@ -177,6 +177,8 @@ def _again(asked: Sequence[Asked], generator: random.Random) -> str | None:
     """One request for the first call, ``do the same …`` for the others; all say all their values."""
     if any(a.act != asked[0].act or not a.mentions for a in asked):
         return None
+    if len({tuple(a.call.arguments) for a in asked}) > 1:
+        return None  # "the same" would include what only the first call has
     first = wording.request(asked[0].act, list(asked[0].mentions.values()), generator)
     first = first if first.endswith((".", "?")) else first + "."
     rest = [

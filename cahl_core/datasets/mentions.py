@@ -56,8 +56,8 @@ def mention(
     spoken = (
         " ".join({"id": "ID", "num": "number of", "q": "query"}.get(w, w) for w in own) or "value"
     )
-    if isinstance(value, bool):
-        return Mention(yes_no(words(name), value, generator), True)
+    if isinstance(value, bool) or value in ("True", "False"):
+        return Mention(yes_no(words(name), value in (True, "True"), generator), True)
     if isinstance(value, list):
         shown = text or listing(value, generator)
         return Mention(f"{spoken} {shown}", fact=f"the {spoken} {_are(spoken)} {shown}")

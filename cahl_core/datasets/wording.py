@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from cahl_core.datasets.mentions import Mention
-from cahl_core.datasets.names import article, title, words
+from cahl_core.datasets.names import article, words
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "find": ("look up", "search for", "find", "locate"),
@@ -35,7 +35,15 @@ VERBS = {
     "manage", "measure", "monitor", "order", "perform", "plan", "predict", "prepare", "process",
     "provide", "purchase", "record", "register", "remove", "rent", "report", "request", "run",
     "select", "send", "set", "simulate", "start", "stop", "submit", "track", "train", "transfer",
-    "translate", "visualize", *SYNONYMS,
+    "translate", "visualize", "optimize", "recommend", "initiate", "deploy", "organize", "publish",
+    "verify", "validate", "execute", "upload", "download", "write", "hire", "configure", "share",
+    "establish", "distribute", "promote", "develop", "extract", "obtain", "diagnose", "control",
+    "collect", "scan", "suggest", "calibrate", "coordinate", "adjust", "locate", "acquire",
+    "classify", "activate", "produce", "initialize", "gather", "return", "launch", "recruit",
+    "compose", "authenticate", "resolve", "read", "notify", "solve", "recognize", "donate",
+    "encrypt", "decrypt", "receive", "review", "assemble", "confirm", "allocate", "modify",
+    "exchange", "edit", "export", "join", "query", "save", "build", "restore", "open", "close",
+    "invite", "reset", "pay", "transform", "summarize", *SYNONYMS,
 }  # fmt: skip
 FRAMES = (
     "{act}.", "{act}.", "{act}.", "{act}", "Please {act}.", "Can you {act}?", "Could you {act}?",
@@ -50,14 +58,6 @@ QUESTIONS = (
 LEADING = re.compile(
     r"^((this|the) (api|endpoint|function|tool|method) |an? (api|function|tool) (to|that) |"
     r"(is )?used to |allows? (the )?users? to |returns? the result of )",
-    re.I,
-)
-STEMS = {"retriev", "generat", "calculat", "provid", "creat", "translat", "analyz", "comput",
-         "evaluat", "simulat", "schedul", "estimat", "mak", "determin", "updat", "reserv",
-         "remov", "stor", "initiat", "replac", "validat"}  # fmt: skip
-THIRD_PERSON = re.compile(
-    rf"^({'|'.join(sorted(STEMS))}|search|fetch|return|convert|get|find|check|list|add|set|play|book"
-    r"|send|track|perform|assess|predict|identifi|appli|show|give|order|cancel|delet)(es|s)\b",
     re.I,
 )
 GENERIC = re.compile(
@@ -76,6 +76,7 @@ NO_VERBS = {
     "current", "automatically", "all", "list-of", "it", "for", "given", "one", "your", "no",
 }  # fmt: skip
 NO_VERB_ENDS = ("tion", "ing", "ment", "ness", "ity", "ed", "ers", "able", "ly", "tics")
+JOINTS = {"to", "of", "for", "and", "that", "which", "in", "from", "on", "or", "at", "about"}
 DANGLING = re.compile(
     r"(( (and|or|for|of|at|in|on|to|from|with|about))?( (a|an|the|its|their))?)+$"
 )
@@ -101,8 +102,7 @@ def action(name: str, description: str, generator: random.Random) -> str:
     text = GENERIC.sub("", clause)
     text = re.sub(r"\b(an?|the) (specific|given|particular|specified|certain|provided) (\w)",
                   lambda m: f"{article(m[3]) if m[1] != 'the' else 'the'} {m[3]}", text)  # fmt: skip
-    text = THIRD_PERSON.sub(lambda m: _base(m[1]), text).strip()
-    text = DANGLING.sub("", text)
+    text = DANGLING.sub("", _shortened(_imperative(text.strip(), words(name))))
     if not 1 < len(text.split()) <= MAX_ACTION_WORDS or not _begins_with_verb(text):
         text = _from_name(name)
     verb, _, rest = text.partition(" ")
@@ -121,21 +121,32 @@ def _begins_with_verb(text: str) -> bool:
 
 def _from_name(name: str) -> str:
     """The words of a name from its verb on; ``get the`` where it has none."""
-    parts = title(name).lower().split()
+    parts = words(name)
     start = next((i for i, word in enumerate(parts) if word in VERBS), None)
     if start is None or start == len(parts) - 1:
-        parts = [p for i, p in enumerate(parts) if i != start]
-        return " ".join(
-            ["get" if start is None else title(name).split()[-1].lower(), "the", *parts]
-        )
+        verb = "get" if start is None else parts[start]
+        return " ".join([verb, "the", *(p for i, p in enumerate(parts) if i != start)])
     return " ".join([parts[start], "the", *parts[start + 1 :]])
 
 
-def _base(stem: str) -> str:
-    stem = stem.lower()
-    if stem in ("identifi", "appli"):
-        return stem[:-1] + "y"
-    return stem + "e" if stem in STEMS or stem == "delet" else stem
+def _imperative(text: str, own: Sequence[str]) -> str:
+    """``Retrieves a map`` → ``Retrieve a map``; ``own`` are the words of the tool's name."""
+    first, _, rest = text.partition(" ")
+    verb = first.lower()
+    if not verb.endswith("s") or verb.endswith("ss") or verb in VERBS:
+        return text
+    stems = (verb[:-3] + "y",) if verb.endswith("ies") else (verb[:-1], verb[:-2])
+    known = next((v for v in stems if v in VERBS or v in own[:1]), None)
+    return text if known is None else f"{known} {rest}"
+
+
+def _shortened(text: str) -> str:
+    """A long clause up to its last joint within the words allowed."""
+    parts = text.split()
+    if len(parts) <= MAX_ACTION_WORDS:
+        return text
+    joints = [i for i, w in enumerate(parts[: MAX_ACTION_WORDS + 1]) if w in JOINTS and i > 2]
+    return " ".join(parts[: joints[-1]]) if joints else text
 
 
 def weave(act: str, said: Mapping[str, str], generator: random.Random) -> tuple[str, set[str]]:

@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cahl_core.config import PrepareSettings
 from cahl_core.datasets.amounts import grouped, spoken_number
 from cahl_core.datasets.catalogue import content_words, topic
 from cahl_core.datasets.checks import check
-from cahl_core.datasets.derive import derive
+from cahl_core.datasets.derive import KINDS, derive
 from cahl_core.datasets.mentions import yes_no
 from cahl_core.datasets.names import words
 from cahl_core.datasets.plans import plan_from_gold
@@ -286,6 +288,21 @@ def test_a_start_is_before_its_end() -> None:
         dates = [v for v in task.calls[0].arguments.values() if re.fullmatch(r"\d{4}-.*", v)]
         assert len(dates) == 2
         assert dates[0] < dates[1], task.messages[0].content
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(KINDS))
+def test_whatever_is_drawn_is_valid_and_says_its_values(seed: int, kind: str) -> None:
+    call = ToolCall("get_weather", {"city": "Oslo", "days": 3})
+    user = Message("user", "Three days of weather in Oslo?")
+    parent = ToolTask("p", "own", (user,), TOOLS, ((call,),), meta={"resolved": [call.arguments]})
+    made = derive([parent], {kind: 3}, seed, "train")
+    assert made
+    for task in made:
+        assert check(task, PrepareSettings()) is None
+        assert task.meta["derivation"] == kind
+        assert bool(task.calls) == (kind in ("single_step", "parallel"))
+        check_words(task)
 
 
 def real_parents() -> list[ToolTask]:
