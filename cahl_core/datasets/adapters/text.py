@@ -20,7 +20,14 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON value")
 
 
-DECODER = json.JSONDecoder(parse_constant=_refuse)
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value - value != 0:  # 1e999 is JSON, but infinite as a number
+        raise ValueError(f"{digits} is too large a number")
+    return value
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
 def literal(text: str) -> Any:
@@ -138,7 +145,8 @@ def looks_like_calls(text: str) -> bool:
     """Whether a text is meant as `parse_calls` reads it: bracketed, with a name before ``(``."""
     body = text.strip()
     head, bracket, _ = body[1:].partition("(")
-    named = bool(head.strip()) and not set(head) & set("[]{}=\"'\n")
+    head = head.strip()
+    named = bool(head) and head[0] not in "\"'" and not set(head) & set("[]{}=\n")
     return body.startswith("[") and body.endswith(")]") and bool(bracket) and named
 
 
