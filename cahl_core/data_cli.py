@@ -64,7 +64,7 @@ def fetch(
 ) -> None:
     """Fetch single sources into data/raw, beside what is there.
 
-    The stage fetch makes data/raw anew from fetch.sources: name a source there to keep it.
+    `dvc repro` makes data/raw anew from fetch.sources: name a source there to keep it.
     """
     with _project("data fetch", root, profile, overrides) as (root, settings):
         from cahl_core.datasets.fetch import fetch_sources
@@ -74,7 +74,7 @@ def fetch(
         with _lock(root, "fetch"):  # two downloads must not write to one file
             fetch_sources(StageRun("fetch", root, settings), names, load_sources(root))
         if others := [name for name in names if name not in settings.fetch.sources]:
-            print(f"not in fetch.sources, so the stage fetch removes it: {', '.join(others)}",
+            print(f"not in fetch.sources, so the next `dvc repro fetch` removes it: {', '.join(others)}",
                   file=sys.stderr)  # fmt: skip
 
 

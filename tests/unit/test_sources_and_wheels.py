@@ -14,6 +14,7 @@ import pytest
 
 from cahl_core.config import Settings
 from cahl_core.datasets import fetch, wheels
+from cahl_core.datasets.adapters import READERS
 from cahl_core.datasets.sources import (
     COMMIT,
     Origin,
@@ -74,6 +75,11 @@ def test_the_shipped_sources_are_complete() -> None:
         # what a fetch gives is fixed: by a sum of the wheel, or by a commit
         pinned = entry.sha256 if entry.fetcher == "pypi" else COMMIT.fullmatch(entry.revision or "")
         assert pinned, entry.name
+
+
+def test_every_data_set_has_a_reader() -> None:
+    for entry in load_sources(REPOSITORY).values():
+        assert entry.kind != "data" or entry.format in READERS, entry.name
 
 
 def test_the_licences_that_forbid_commercial_use_say_so() -> None:
