@@ -62,7 +62,7 @@ clean: ## remove what tools and runs left; data, models and the environment stay
 
 clean-all: clean ## also remove data, models, reports, runs and the environment
 	@rm -rf $(VENV) .cahl .dagster .dvc/cache .dvc/tmp mlflow.db* mlartifacts \
-	  data/raw data/backbone data/prepared models/sft models/cahl reports/evaluation
+	  data/raw data/backbone data/prepared models/sft models/cahl reports/data reports/evaluation
 
 $(STAMP): pyproject.toml constraints.txt
 	@PIP_FIND_LINKS="$(PIP_FIND_LINKS)" TORCH_BACKEND="$(TORCH_BACKEND)" bash scripts/environment.sh $(VENV)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # The sections of the settings a stage reads; dvc.yaml lists the same ones as its params.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "fetch": ("fetch", "model.backbone"),
-    "prepare": ("prepare", "model"),
+    "prepare": ("prepare", "fetch.use", "model"),
     "sft": ("seed", "model", "sft"),
     "train": ("seed", "model", "train"),
     "evaluate": ("seed", "model", "evaluate"),

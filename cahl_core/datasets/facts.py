@@ -9,9 +9,9 @@ from collections import Counter
 from typing import Any
 
 from cahl_core.config import RewardSettings
-from cahl_core.datasets.plans import plan_from_gold
 from cahl_core.datasets.prompts import Lengths
 from cahl_core.datasets.references import dependencies
+from cahl_core.datasets.targets import resolved_gold
 from cahl_core.files import digest
 from cahl_core.protocol.parsing import Execution, parse_execution, parse_plan
 from cahl_core.protocol.prompts import execution_text, plan_text
@@ -81,19 +81,10 @@ def facts(task: ToolTask, lengths: Lengths, weights: RewardSettings) -> dict[str
     }
 
 
-def resolved_calls(task: ToolTask) -> list[ToolCall]:
-    """The gold calls with values for references where results were recorded."""
-    resolved = task.meta.get("resolved") or []
-    return [
-        ToolCall(call.name, resolved[i]) if i < len(resolved) and resolved[i] is not None else call
-        for i, call in enumerate(task.calls)
-    ]
-
-
 def gold_rewards(task: ToolTask, weights: RewardSettings) -> tuple[float, float]:
     """What gold plan and gold calls earn, as shares of the maximum: 1 unless gold cannot be met."""
     plan = task.plan or Plan(())
-    gold = resolved_calls(task)
+    gold = resolved_gold(task)
     remaining = iter(gold)
     made: list[list[ToolCall]] = [
         [] if sub_task.tool is None else [next(remaining, ToolCall("", {}))]
@@ -110,10 +101,10 @@ def gold_rewards(task: ToolTask, weights: RewardSettings) -> tuple[float, float]
 
 
 def _plan_is_gold(task: ToolTask) -> bool:
-    expected = plan_from_gold(task)
-    return task.plan is not None and [
-        (s.tool, s.arguments) for s in task.plan.sub_tasks if s.tool is not None
-    ] == [(s.tool, s.arguments) for s in expected.sub_tasks if s.tool is not None]
+    """Whether the sub-tasks that call tools are the gold calls, in order."""
+    planned = [] if task.plan is None else [s for s in task.plan.sub_tasks if s.tool is not None]
+    gold = [(call.name, call.arguments) for call in task.calls]
+    return task.plan is not None and [(s.tool, s.arguments) for s in planned] == gold
 
 
 def _targets_parse(task: ToolTask) -> bool:
@@ -122,5 +113,5 @@ def _targets_parse(task: ToolTask) -> bool:
         return False
     return all(
         parse_execution(execution_text([call])) == Execution((call,))
-        for call in resolved_calls(task)
+        for call in resolved_gold(task)
     )

@@ -28,8 +28,9 @@ from cahl_core.files import atomic_dir, write_json
 from cahl_core.stage import StageRun
 
 PREPARED = Path("data") / "prepared"
+REPORTS = Path("reports") / "data"  # apart from the tasks: a new page is no reason to train again
 METRICS = Path("metrics") / "prepare.json"
-COPIED = ("report.html", "expectations.json", "quarantine.jsonl", "contamination.json")
+COPIED = (REPORTS / "report.html", REPORTS / "expectations.json", PREPARED / "quarantine.jsonl")
 MEASURED = 2_000  # tasks whose prompt length is compared under both renderings
 MAX_WORKERS = 8
 
@@ -102,23 +103,20 @@ def _write(stage: StageRun, made: Prepared) -> None:
     with atomic_dir(stage.root / PREPARED) as folder:
         output.write_splits(folder, made.splits, stage.settings.prepare.shard_rows)
         output.write_quarantine(folder, made.found)
-        frames = {
-            "tasks": output.write_facts(folder, made.splits),
-            "raw": output.raw_frame(made.found),
-        }
-        sources = {name: c.to_json() for name, c in made.found.counts.items()}
-        summary = statistics.summarise(frames["tasks"], sources, made.contamination)
-        suites = expectations.run_suites(frames, stage.settings, made.contamination)
+        tasks = output.write_facts(folder, made.splits)
+    sources = {name: c.to_json() for name, c in made.found.counts.items()}
+    summary = statistics.summarise(tasks, sources, made.contamination)
+    frames = {"tasks": tasks, "raw": output.raw_frame(made.found)}
+    suites = expectations.run_suites(frames, stage.settings, made.contamination)
+    page = report.page(summary, suites, made.contamination, sources, output.examples(made.found))
+    with atomic_dir(stage.root / REPORTS) as folder:
         write_json(folder / "contamination.json", made.contamination)
         write_json(folder / "statistics.json", summary)
         write_json(folder / "expectations.json", suites)
-        page = report.page(
-            summary, suites, made.contamination, sources, output.examples(made.found)
-        )
         (folder / "report.html").write_text(page, encoding="utf-8")
     copies = stage.root / ".cahl" / "prepare"  # DVC empties the outs of a failed stage's next run
-    for name in COPIED:
-        shutil.copyfile(stage.root / PREPARED / name, copies / name)
+    for path in COPIED:
+        shutil.copyfile(stage.root / path, copies / path.name)
     metrics = summarise(made, stage.settings.prepare)
     write_json(stage.root / METRICS, metrics)
     moved = drift.record(copies, summary)
@@ -154,7 +152,7 @@ def _report(
         }
     )
     for name in ("report.html", "contamination.json", "statistics.json"):
-        stage.log_artifact(stage.root / PREPARED / name)
+        stage.log_artifact(stage.root / REPORTS / name)
     stage.metadata(
         train_tasks=metrics["train_tasks"],
         dev_tasks=metrics["dev_tasks"],

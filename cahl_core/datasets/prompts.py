@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 from cahl_core.config import ModelSettings, PrepareSettings
 from cahl_core.datasets.checks import Problem
+from cahl_core.datasets.targets import resolved_gold
 from cahl_core.errors import StageInputError
-from cahl_core.files import digest
 from cahl_core.protocol.prompts import (
     execution_text,
-    executor_prompt,
+    executor_prompt_text,
     plan_text,
-    planner_prompt,
+    planner_prompt_text,
 )
-from cahl_core.records import Plan, ToolCall, ToolTask
+from cahl_core.records import Plan, ToolTask
 
 RENDERINGS: tuple[Literal["compact", "json"], ...] = ("compact", "json")
 
@@ -40,7 +40,6 @@ class PromptMeter:
         self.rendering = model.tool_rendering
         self.max_context = model.max_context
         self.max_prompt = settings.max_prompt_tokens
-        self._known: dict[tuple[str, str], int] = {}
 
     @classmethod
     def load(cls, backbone: Path, model: ModelSettings, settings: PrepareSettings) -> PromptMeter:
@@ -53,42 +52,43 @@ class PromptMeter:
         return cls(tokenizer, model, settings)
 
     def planner(self, task: ToolTask, rendering: Literal["compact", "json"] | None = None) -> int:
-        """Tokens of the planner's prompt, counted once per request."""
+        """Tokens of the planner's prompt."""
         chosen = rendering or self.rendering
-        key = (digest([task.id, len(task.tools), [m.content for m in task.messages]]), chosen)
-        if key not in self._known:
-            prompt = planner_prompt(self.tokenizer, task.messages, task.tools, chosen)
-            self._known[key] = len(prompt)
-        return self._known[key]
+        text = planner_prompt_text(self.tokenizer, task.messages, task.tools, chosen)
+        return self._count([text])[0]
 
     def measure(self, task: ToolTask) -> Lengths:
         """All lengths; the executor's are those of the longest sub-task."""
         plan = task.plan or Plan(())
-        executor = 0
-        # results only add up, so the longest prompt is the last one or that of the longest sub-task
+        prompt = planner_prompt_text(self.tokenizer, task.messages, task.tools, self.rendering)
+        calls = (execution_text([call]) for call in resolved_gold(task))
+        targets = [plan_text(plan), max(calls, key=len, default="")]
+        counts = self._count([prompt, *targets, *self._executor_prompts(task, plan)])
+        return Lengths(counts[0], max(counts[3:], default=0), counts[1], counts[2])
+
+    def _executor_prompts(self, task: ToolTask, plan: Plan) -> list[str]:
+        """The prompts that can be the longest: results only add up, so the last, or the wordiest."""
         last = len(plan.sub_tasks) - 1
         wordiest = max(range(last + 1), key=lambda k: len(str(plan.sub_tasks[k])), default=-1)
-        for k in {last, wordiest} - {-1}:
-            feedback = list(zip(plan.sub_tasks[:k], task.results[:k], strict=False))
-            prompt = executor_prompt(
-                self.tokenizer, plan.sub_tasks[k], task.tools, feedback, self.rendering
+        return [
+            executor_prompt_text(
+                self.tokenizer,
+                plan.sub_tasks[k],
+                task.tools,
+                list(zip(plan.sub_tasks[:k], task.results[:k], strict=False)),
+                self.rendering,
             )
-            executor = max(executor, len(prompt))
-        return Lengths(
-            self.planner(task), executor, self._count(plan_text(plan)), self._execution(task)
-        )
-
-    def _execution(self, task: ToolTask) -> int:
-        resolved = list(task.meta.get("resolved") or [None] * len(task.calls))
-        texts = [
-            execution_text([call if values is None else ToolCall(call.name, values)])
-            for call, values in zip(task.calls, resolved, strict=False)
+            for k in sorted({last, wordiest} - {-1})
         ]
-        longest = max(texts, key=len, default="")
-        return self._count(longest)
 
-    def _count(self, text: str) -> int:
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _count(self, texts: list[str]) -> list[int]:
+        found = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        return [len(ids) for ids in found["input_ids"]]
 
     def problem(self, lengths: Lengths) -> Problem | None:
         """The length rule that a task breaks, or ``None``."""

@@ -61,7 +61,7 @@ class _EndsEarly:
 
 def dev_record(tree: Tree) -> DevRecord:
     """What is kept of a tree with one plan and one execution."""
-    from cahl_core.training.rollout import resolved_gold
+    from cahl_core.datasets.targets import resolved_gold
 
     task, (node,) = tree.task, tree.plans
     assert node.reward is not None

@@ -47,7 +47,17 @@ def planner_prompt(
     tools: Sequence[ToolSpec],
     rendering: Rendering,
 ) -> list[int]:
-    """Token ids that end where the plan begins.
+    """Token ids of `planner_prompt_text`."""
+    return _ids(tokenizer, planner_prompt_text(tokenizer, messages, tools, rendering))
+
+
+def planner_prompt_text(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[ToolSpec],
+    rendering: Rendering,
+) -> str:
+    """The prompt that ends where the plan begins, in the backbone's own chat template.
 
     System messages of the conversation follow our own instruction in the one system message; tool
     results become user turns and calls a line of text, since many templates know neither.
@@ -62,7 +72,7 @@ def planner_prompt(
             turns.append({"role": "user", "content": "Result: " + clean(message.content)})
         else:
             turns.append({"role": message.role, "content": clean(_spoken(message))})
-    return _encode(tokenizer, "\n\n".join(system), turns)
+    return _templated(tokenizer, "\n\n".join(system), turns)
 
 
 def calls_line(calls: Sequence[Mapping[str, Any]]) -> str:
@@ -82,7 +92,19 @@ def executor_prompt(
     feedback: Sequence[tuple[SubTask, Any]],
     rendering: Rendering,
 ) -> list[int]:
-    """Token ids that end where the executor's text begins.
+    """Token ids of `executor_prompt_text`."""
+    text = executor_prompt_text(tokenizer, sub_task, tools, feedback, rendering)
+    return _ids(tokenizer, text)
+
+
+def executor_prompt_text(
+    tokenizer: Any,
+    sub_task: SubTask,
+    tools: Sequence[ToolSpec],
+    feedback: Sequence[tuple[SubTask, Any]],
+    rendering: Rendering,
+) -> str:
+    """The prompt that ends where the executor's text begins.
 
     Args:
         feedback: the earlier sub-tasks of the plan with their results; those whose result is
@@ -97,7 +119,7 @@ def executor_prompt(
     lines.append("Sub-task: " + json.dumps(sub_task.to_json(), ensure_ascii=False))
     content = clean("\n".join(lines))
     system = _system(EXECUTOR_SYSTEM, tools, rendering, clean)
-    return _encode(tokenizer, system, [{"role": "user", "content": content}])
+    return _templated(tokenizer, system, [{"role": "user", "content": content}])
 
 
 def plan_text(plan: Plan) -> str:
@@ -125,19 +147,23 @@ def _system(instruction: str, tools: Sequence[ToolSpec], rendering: Rendering, c
     return f"{instruction}\n\nTools:\n{listing}"
 
 
-def _encode(tokenizer: Any, system: str, turns: list[dict[str, str]]) -> list[int]:
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _templated(tokenizer: Any, system: str, turns: list[dict[str, str]]) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(
             "the backbone's tokenizer has no chat template",
             "use an instruction-tuned backbone, or add chat_template.jinja to its directory",
         )
-    text = tokenizer.apply_chat_template(
+    text: str = tokenizer.apply_chat_template(
         [{"role": "system", "content": system}, *turns],
         tokenize=False,
         add_generation_prompt=True,
     )
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return text
 
 
 def neutralise(text: str, markers: Sequence[str]) -> str:

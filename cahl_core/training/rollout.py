@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from cahl_core.advantages import group_advantages, zero_variance
 from cahl_core.config import Settings
 from cahl_core.datasets.references import resolve
+from cahl_core.datasets.targets import gold_feedback, resolved_gold
 from cahl_core.policy.engine import Completion, Engine
 from cahl_core.protocol.parsing import ParseFailure, parse_execution, parse_plan
 from cahl_core.protocol.prompts import EXECUTION_STOP, PLAN_STOP, executor_prompt, planner_prompt
@@ -169,23 +169,6 @@ class Roller:
             if column is not None:
                 reached = column + 1
         return nodes
-
-
-def resolved_gold(task: ToolTask) -> list[ToolCall]:
-    """The gold calls with their references resolved where results were recorded."""
-    resolved = task.meta.get("resolved") or []
-    return [
-        ToolCall(call.name, resolved[i]) if i < len(resolved) and resolved[i] is not None else call
-        for i, call in enumerate(task.calls)
-    ]
-
-
-def gold_feedback(task: ToolTask, count: int) -> list[tuple[SubTask, Any]]:
-    """The first ``count`` gold calls as sub-tasks, with their recorded results."""
-    return [
-        (SubTask("", call.name, call.arguments), result)
-        for call, result in zip(task.calls[:count], task.results[:count], strict=True)
-    ]
 
 
 def score(tree: Tree, settings: Settings, executions: int) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from cahl_core.config import Settings, SftSettings
-from cahl_core.errors import DataError, TrainingError
+from cahl_core.datasets.targets import executor_targets, planner_target
+from cahl_core.errors import TrainingError
 from cahl_core.files import atomic_dir, atomic_file, digest, tree_digest, write_json
 from cahl_core.policy.backbone import ROLES, Policy, Role
 from cahl_core.policy.logprobs import row_logprobs
@@ -29,7 +30,6 @@ from cahl_core.stage import StageRun
 from cahl_core.training import checkpoints
 from cahl_core.training.checkpoints import Trainee
 from cahl_core.training.data import epoch_order, load_split, split_files, weights_of
-from cahl_core.training.rollout import gold_feedback, resolved_gold
 
 MAX_BAD_STEPS = 5
 DEV_TASKS = 16
@@ -88,19 +88,14 @@ def run(stage: StageRun) -> None:
 def examples(tokenizer: Any, task: ToolTask, role: Role, settings: Settings) -> list[Example]:
     """The supervised examples of one record for one role; targets end with the end-of-turn token."""
     rendering = settings.model.tool_rendering
-    plan = task.plan
-    if plan is None:
-        raise DataError(f"task '{task.id}' has no plan", "`cahl prepare` writes one for every task")
     if role == "planner":
         prompt = planner_prompt(tokenizer, task.messages, task.tools, rendering)
-        return [Example(prompt, target_ids(tokenizer, plan_text(plan)))]
+        return [Example(prompt, target_ids(tokenizer, plan_text(planner_target(task))))]
     out = []
-    gold = resolved_gold(task)
-    for index, sub_task in enumerate(plan.sub_tasks):
-        feedback = gold_feedback(task, index)
-        prompt = executor_prompt(tokenizer, sub_task, task.tools, feedback, rendering)
-        calls = [gold[index]] if sub_task.tool is not None and index < len(gold) else []
-        out.append(Example(prompt, target_ids(tokenizer, execution_text(calls))))
+    for target in executor_targets(task):
+        prompt = executor_prompt(tokenizer, target.sub_task, task.tools, target.feedback, rendering)
+        text = execution_text(target.calls or (), target.response)
+        out.append(Example(prompt, target_ids(tokenizer, text)))
     return out
 
 
