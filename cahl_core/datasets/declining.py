@@ -38,7 +38,7 @@ def irrelevance(catalogue: Catalogue, number: str, generator: random.Random) -> 
     if drawn > 1 - WHOLE_SHARE and user.role == "user" and len(user.content) < 400:
         request = user.content
         gone |= {call.name for call in asked.parent.calls}
-    chosen = _unfitting(catalogue, gone, request, near, generator)
+    chosen = unfitting(catalogue, gone, request, near, generator)
     others = [
         vary(catalogue.tools[n], generator.random() < RENAMED_SHARE, generator) for n in chosen
     ]
@@ -47,7 +47,7 @@ def irrelevance(catalogue: Catalogue, number: str, generator: random.Random) -> 
     return _declined(asked.parent, request, others, number, generator)
 
 
-def _unfitting(
+def unfitting(
     catalogue: Catalogue,
     gone: set[str],
     request: str,

@@ -156,11 +156,15 @@ def one_tool() -> ToolTask:
         "deps": [{"call": 1, "arg": "box.order_id", "from": 1, "path": "order_id"}],
         "ungrounded": ["1.box.order_id"],
         "missing": {"tool": "find_order", "arguments": ["user_id"]},
-        "resolved": [None],
+        "resolved": [{"order_id": "7", "box": {}}],
     }
     plan = Plan((SubTask("Call find_order", "find_order", call.arguments),))
-    user = (Message("user", "find_order 7"),)
-    return ToolTask("t", "own", user, (tool,), ((call,),), plan, meta)
+    history = (
+        Message("user", "find_order 7"),
+        Message("assistant", "", (ToolCall("find_order", {"user_id": "3"}),)),
+        Message("tool", '{"order_id": 1}', name="find_order"),
+    )
+    return ToolTask("t", "own", history, (tool,), ((call,),), plan, meta)
 
 
 def test_everything_that_names_an_argument_is_rewritten() -> None:
@@ -182,7 +186,11 @@ def test_everything_that_names_an_argument_is_rewritten() -> None:
     assert task.meta["missing"] == {"tool": "run", "arguments": ["B"]}
     assert task.plan is not None
     assert task.plan.sub_tasks[0].task == "Call run"
-    assert task.messages[0].content == "find_order 7"
+    assert task.meta["resolved"] == [{"A": "7", "C": {}}]
+    user, made, result = task.messages
+    assert user.content == "find_order 7"
+    assert made.tool_calls == (ToolCall("run", {"B": "3"}),)
+    assert (result.name, result.content) == ("run", '{"order_id": 1}')
 
 
 def test_names_vary_between_records_in_style_and_kind() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from cahl_core.config import PrepareSettings
 from cahl_core.datasets.amounts import grouped, spoken_number
-from cahl_core.datasets.catalogue import content_words, topic
+from cahl_core.datasets.catalogue import Catalogue, content_words, topic
 from cahl_core.datasets.checks import check
+from cahl_core.datasets.declining import unfitting
 from cahl_core.datasets.derive import KINDS, derive
 from cahl_core.datasets.mentions import yes_no
 from cahl_core.datasets.names import words
@@ -144,6 +146,25 @@ def test_irrelevance_offers_no_tool_of_the_same_topic(derived: list[ToolTask]) -
     assert any(len(words(t.messages[0].content)) < 6 for t in declined)
 
 
+def test_near_tools_share_one_word_and_far_ones_none() -> None:
+    empty = {"type": "object", "properties": {}}
+    tools = (
+        ToolSpec("book_flight", "Book a flight to a town", empty),
+        ToolSpec("flight_meal", "Order vegetarian meals aboard every flight", empty),
+        ToolSpec("flight_town", "Show flight boards of every town quarter", empty),
+        ToolSpec("mow_lawn", "Mow the lawn behind houses", empty),
+    )
+    parent = ToolTask("p", "own", (Message("user", "Book"),), tools, ())
+    catalogue = Catalogue.of([parent])
+    for seed in range(40):
+        generator = random.Random(seed)
+        near = unfitting(catalogue, {"book_flight"}, "Book a flight", True, generator)
+        assert near[0] == "flight_meal"
+        assert set(near) <= {"flight_meal", "mow_lawn"}
+        far = unfitting(catalogue, {"book_flight"}, "Book a flight", False, generator)
+        assert set(far) <= {"mow_lawn"}
+
+
 def test_missing_arguments_are_asked_for_and_said_nowhere(derived: list[ToolTask]) -> None:
     asking = [t for t in derived if t.meta["derivation"] == "missing_argument"]
     assert asking
@@ -235,6 +256,8 @@ def test_actions_begin_with_a_verb_whatever_the_description_is() -> None:
         "cancel one or more alarms"
     )
     assert action("f", "This API adds numbers. And more.", generator) == "add numbers"
+    assert action("weather", "The current weather in a city", generator).endswith("weather")
+    assert not action("weather", "The current weather", generator).startswith("the")
     assert action("x", "Create a plan for a given city", generator).endswith("a plan")
     assert words("Hotels.bookHTTPRoom_v2") == ["hotels", "book", "http", "room", "v2"]
 
@@ -243,7 +266,7 @@ def test_topics_ignore_words_that_every_tool_has() -> None:
     assert topic(TOOLS[0]) == {"weather", "forecast", "city"}
 
 
-@pytest.mark.parametrize("value", [213_000_000, 1_500_000, 12_000, 45, 99_999, 2.5])
+@pytest.mark.parametrize("value", [213_000_000, 1_500_000, 1_234_567, 12_000, 45, 99_999, 2.5])
 def test_numbers_are_said_in_several_ways_that_give_the_same_number(value: float) -> None:
     forms = {grouped(value, random.Random(seed)) for seed in range(40)}
     assert all(float(value) in numbers(form) for form in forms)
@@ -287,7 +310,8 @@ def test_a_start_is_before_its_end() -> None:
     for task in made:
         dates = [v for v in task.calls[0].arguments.values() if re.fullmatch(r"\d{4}-.*", v)]
         assert len(dates) == 2
-        assert dates[0] < dates[1], task.messages[0].content
+        first, last = (date.fromisoformat(d) for d in dates)
+        assert timedelta(0) < last - first <= timedelta(days=60), task.messages[0].content
 
 
 @settings(max_examples=60, deadline=None)

@@ -97,6 +97,8 @@ def test_a_question_for_a_missing_argument_becomes_a_task_that_asks() -> None:
         ("For which city?", "Oslo", "Two days of weather in Oslo?"),  # said before
         ("Oslo it is, is that right?", "Yes, Oslo", "Weather?"),  # a confirmation
         ("In Oslo?", "Yes, Oslo", "Weather?"),  # the assistant proposes the value
+        ("Is this correct?", "No, Oslo", "Weather?"),  # a correction is no first mention
+        ("For which city?", "What can you do?", "Weather?"),  # the reply does not say it
         ("I need the city.", "Oslo", "Weather?"),  # no question
         ("Anything else?", "No", "Weather?"),  # about nothing that the call needs
         ("Who are you?", "Oslo, 2 days", "Weather?"),  # names none of two missing ones

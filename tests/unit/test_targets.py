@@ -132,10 +132,30 @@ def test_sub_task_texts_vary_stay_short_and_invent_nothing() -> None:
         texts.add(first.task)
         assert "41" in first.task
         assert "52" in second.task
-        assert len(first.task.split()) <= MAX_WORDS
         assert "52" not in first.task
         assert first.task[0].isupper()
     assert len(texts) >= 4
+
+
+def test_calls_of_one_tool_are_told_apart_by_what_differs() -> None:
+    values = [(41, 3), (52, 3), (41, 9)]
+    calls = [ToolCall("get_map", {"style": "dark", "id": i, "zoom": z}) for i, z in values]
+    task = replace(chain(), steps=tuple((c,) for c in calls), meta={})
+    for number in range(30):
+        first = plan_from_gold(replace(task, id=f"t{number}")).sub_tasks[0]
+        assert "41" in first.task or "3" in first.task
+
+
+def test_long_texts_leave_out_whole_phrases() -> None:
+    note = "Find every bridge and tunnel that crosses the river near a town"
+    tool = ToolSpec("find", note, {"type": "object", "properties": {"a": {}, "b": {}}})
+    call = ToolCall("find", {"a": "alpha beta gamma delta", "b": "one two three four"})
+    task = replace(chain(), tools=(tool,), steps=((call,),), meta={})
+    for number in range(30):
+        (sub_task,) = plan_from_gold(replace(task, id=f"t{number}")).sub_tasks
+        assert len(sub_task.task.split()) <= MAX_WORDS
+        assert ("alpha" in sub_task.task) == ("delta" in sub_task.task)
+        assert ("one" in sub_task.task) == ("four" in sub_task.task)
 
 
 def test_references_are_named_by_field_and_step() -> None:
