@@ -197,6 +197,8 @@ def _annotated(utterance: Mapping[str, Any]) -> Iterator[tuple[str, str, str | N
         calls.setdefault(number, {})[entry["name"]] = entry["value"]
     for call in calls.values():
         if "api_call" in call:
+            if not isinstance(call["api_call"], str):
+                raise ValueError(f"an api_call names no tool: {call['api_call']!r}")
             yield call["api_call"], call.get("request", ""), call.get("response")
 
 
