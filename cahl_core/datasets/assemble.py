@@ -103,7 +103,7 @@ class Assembler:
         if split != UNSEEN:
             total = self.settings.dev_tasks if split == DEV else None
             parents = self._parents(numbers, assignment)
-            for prompt in self._derived(split, parents, len(numbers), total, out.dropped):
+            for prompt in self._derived(split, parents, self._passes(numbers), total, out.dropped):
                 added.append((prompt.id, _store(out, prompt)))
         seed = self.settings.seed
         added.sort(key=lambda item: digest([seed, "order", item[0]]))
@@ -167,6 +167,11 @@ class Assembler:
                     names.setdefault(tool.name, tool)
         return [names[name] for name in sorted(names)]
 
+    def _passes(self, numbers: Sequence[int]) -> float:
+        """How many of the records one pass over the split takes, by the weights of their sources."""
+        weights = self.settings.weights
+        return sum(weights.get(self.found.sources[n], 1.0) for n in numbers)
+
     # --- derived ---------------------------------------------------------------------------------
 
     def _parents(self, numbers: Sequence[int], assignment: Assignment) -> list[ToolTask]:
@@ -180,7 +185,7 @@ class Assembler:
         self,
         split: str,
         parents: Sequence[ToolTask],
-        originals: int,
+        originals: float,
         total: int | None,
         dropped: Counter[str],
     ) -> Iterator[Prompt]:

@@ -11,7 +11,7 @@ import pytest
 
 from cahl_core.config import Settings, validate
 from cahl_core.datasets import prepare
-from cahl_core.errors import ConfigError, DataError, StageInputError
+from cahl_core.errors import ConfigError, DataError, SourceError, StageInputError
 from cahl_core.files import read_json, read_jsonl
 from cahl_core.records import ToolTask
 from cahl_core.stage import StageRun
@@ -73,7 +73,10 @@ def project(root: Path, backbone: Path, records: list[Any]) -> Path:
 
 
 def settings(**changes: Any) -> Settings:
-    own = {"sources": ["own"], "max_prompt_tokens": 6000, "dev_tasks": 8}
+    own = {
+        "sources": ["own"], "max_prompt_tokens": 6000, "dev_tasks": 8, "decontaminate": [],
+        "workers": 1,
+    }  # fmt: skip
     return validate({"model": {"max_context": 9000}, "prepare": {**own, **changes}})
 
 
@@ -105,11 +108,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
 def test_every_record_is_in_exactly_one_place(prepared: Path) -> None:
     counts = read_json(prepared / "metrics" / "prepare.json")["sources"]["own"]
     assert counts == {
-        "in": 26,
+        "records": 26,
+        "tasks": 26,
         "kept": 20,
         "held_out": 1,
         "quarantined": {
-            "duplicate": 2, "malformed": 1, "prompt_too_long": 1, "tool_without_schema": 1,
+            "duplicate": 1, "duplicate_id": 1, "malformed": 1, "prompt_too_long": 1,
+            "tool_without_schema": 1,
         },
     }  # fmt: skip
     quarantined = list(read_jsonl(prepared / "data" / "prepared" / "quarantine.jsonl"))
@@ -145,35 +150,41 @@ def test_the_held_out_record_is_nowhere(prepared: Path) -> None:
         assert "town 23" not in file.read_text()
 
 
+def written(root: Path) -> dict[str, bytes]:
+    folders = (root / "data" / "prepared", root / "reports" / "data", root / "metrics")
+    return {p.name: p.read_bytes() for folder in folders for p in folder.iterdir()}
+
+
 def test_a_second_run_gives_the_same_bytes(prepared: Path, tmp_path: Path) -> None:
-    shutil.copytree(prepared / "data", tmp_path / "data")
-    before = {p.name: p.read_bytes() for p in (prepared / "data" / "prepared").iterdir()}
-    shutil.rmtree(tmp_path / "data" / "prepared")
-    run(tmp_path)
-    after = {p.name: p.read_bytes() for p in (tmp_path / "data" / "prepared").iterdir()}
-    assert before == after
-    assert str(prepared) not in before["expectations.json"].decode()
+    before = written(prepared)
+    for workers in (1, 2):  # in one process and in two
+        root = tmp_path / str(workers)
+        shutil.copytree(prepared / "data", root / "data")
+        shutil.rmtree(root / "data" / "prepared")
+        run(root, workers=workers)
+        assert written(root) == before
+    assert not any(str(prepared).encode() in content for content in before.values())
 
 
 def test_the_report_lists_expectations_with_severity_and_observation(prepared: Path) -> None:
-    report = read_json(prepared / "data" / "prepared" / "expectations.json")
+    report = read_json(prepared / "reports" / "data" / "expectations.json")
     assert report["success"] is True
-    assert {"expectation", "column", "success", "severity", "observed"} <= set(report["results"][0])
-    assert {r["severity"] for r in report["results"]} == {"critical", "warning"}
-    page = (prepared / "data" / "prepared" / "expectations.html").read_text()
-    assert page.count("<tr") == len(report["results"]) + 1
-    assert "http" not in page
+    assert set(report["suites"]) == {"raw", "prepared", "sft", "rl", "eval"}
+    results = [r for suite in report["suites"].values() for r in suite["results"]]
+    for result in results:
+        assert {"expectation", "column", "success", "severity", "observed"} <= set(result)
+    assert {r["severity"] for r in results} == {"critical", "warning"}
 
 
 def test_a_failed_critical_expectation_stops_but_keeps_the_report(
     tmp_path: Path, backbone: Path
 ) -> None:
     root = project(tmp_path, backbone, [*(record(n) for n in range(8)), *["bad"] * 8])
-    with pytest.raises(DataError, match=r"ExpectColumnMaxToBeBetween\(faulty_share\)"):
+    with pytest.raises(DataError, match="critical expectations failed"):
         run(root)
-    for folder in (root / "data" / "prepared", root / ".cahl" / "prepare"):
+    for folder in (root / "reports" / "data", root / ".cahl" / "prepare"):
         assert read_json(folder / "expectations.json")["success"] is False
-        assert "FAILED (critical)" in (folder / "expectations.html").read_text()
+        assert (folder / "report.html").exists()
 
 
 def test_missing_inputs_say_which_command_makes_them(tmp_path: Path, backbone: Path) -> None:
@@ -200,12 +211,74 @@ def test_shares_that_leave_no_place_are_refused(tmp_path: Path, backbone: Path) 
 
 def test_max_records_takes_a_fixed_sample(tmp_path: Path, backbone: Path) -> None:
     root = project(tmp_path, backbone, [record(n) for n in range(20)])
-    assert run(root, max_records=6)["sources"]["own"]["in"] == 6
+    assert run(root, max_records=6)["sources"]["own"]["records"] == 6
 
 
-def test_a_broken_line_of_a_source_names_file_and_line(tmp_path: Path, backbone: Path) -> None:
-    root = project(tmp_path, backbone, [record(1)])
+def test_a_broken_line_of_a_source_is_quarantined_with_file_and_line(
+    tmp_path: Path, backbone: Path
+) -> None:
+    root = project(tmp_path, backbone, [record(n) for n in range(9)])
     with (root / "data" / "raw" / "own" / "a.jsonl").open("a") as out:
         out.write('\n{"id": ')
-    with pytest.raises(DataError, match=r"a\.jsonl:2"):
-        run(root)
+    assert run(root)["sources"]["own"]["quarantined"] == {"not_json": 1}
+    (aside,) = read_jsonl(root / "data" / "prepared" / "quarantine.jsonl")
+    assert "a.jsonl:10" in aside["detail"]
+
+
+def test_a_test_question_among_the_records_is_quarantined_and_reported(
+    tmp_path: Path, backbone: Path
+) -> None:
+    question = "Could you tell me how the weather is going to be in town 77 next week?"
+    planted = record(77, messages=[{"role": "user", "content": question}])
+    root = project(tmp_path, backbone, [*(record(n) for n in range(12)), planted])
+    (root / "data" / "sources.yaml").write_text(
+        SOURCES
+        + "exam: {kind: data, description: x, licence: MIT, fetcher: path, format: tool-tasks,"
+        " path: x, test_only: true}\n"
+    )
+    (root / "data" / "raw" / "exam").mkdir()
+    exam = record(500, id="exam-1", messages=[{"role": "user", "content": question.lower()}])
+    (root / "data" / "raw" / "exam" / "a.jsonl").write_text(json.dumps(exam))
+    metrics = run(root, decontaminate=["exam"])
+    assert metrics["sources"]["own"]["quarantined"] == {"benchmark_overlap": 1}
+    found = read_json(root / "reports" / "data" / "contamination.json")["benchmarks"]["exam"]
+    assert (found["exact"], found["ids"]) == (1, ["own-77 (exact)"])
+    assert "get_weather" in found["tool_names"]
+    with pytest.raises(SourceError, match="exam"):
+        run(root, sources=["own", "exam"])
+
+
+def test_unseen_tools_are_in_no_training_prompt(tmp_path: Path, backbone: Path) -> None:
+    def about(number: int, name: str) -> dict[str, Any]:
+        tool = {**record(0)["tools"][0], "name": name}
+        call = {"name": name, "arguments": {"city": f"town {number}"}}
+        return record(number, tools=[tool, record(0)["tools"][1]], answers=[[call]])
+
+    records = [about(n, f"weather_{n // 4}") for n in range(40)]
+    root = project(tmp_path, backbone, records)
+    metrics = run(root, unseen_tool_tasks=8, distractors=4)
+    assert metrics["dev_unseen_tools_tasks"] == 8
+    unseen = {c.name for t in tasks(root, "dev_unseen_tools") for c in t.calls}
+    offered = {
+        t.name for name in ("train", "dev") for task in tasks(root, name) for t in task.tools
+    }
+    assert len(unseen) == 2
+    assert not unseen & offered
+
+
+def test_augmented_records_keep_their_gold_and_outgrown_ones_stay_as_they_were(
+    prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared / "data", tmp_path / "data")
+    run(tmp_path, rename_share=1.0, distractors=3)
+    before = {t.id: t for t in tasks(prepared, "train")}
+    renamed = [t for t in tasks(tmp_path, "train") if "derived_from" not in t.meta]
+    assert renamed
+    for task in renamed:
+        original = before[task.id]
+        assert len(task.tools) >= len(original.tools)
+        assert {c.name for c in task.calls} <= {t.name for t in task.tools}
+        assert [list(c.arguments.values()) for c in task.calls] == [
+            list(c.arguments.values()) for c in original.calls
+        ]
+    assert any(t.calls[0].name != before[t.id].calls[0].name for t in renamed)
