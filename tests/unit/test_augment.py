@@ -193,6 +193,14 @@ def test_everything_that_names_an_argument_is_rewritten() -> None:
     assert (result.name, result.content) == ("run", '{"order_id": 1}')
 
 
+def test_a_new_name_is_never_one_that_a_description_already_holds() -> None:
+    taken = " ".join(f"tool_{n}" for n in range(1, 100))
+    tool = ToolSpec("get_x", f"get_x comes after {taken}", {"type": "object", "properties": {}})
+    task = ToolTask("t", "own", (Message("user", "Go"),), (tool,), ())
+    for seed in range(30):
+        check_renaming(task, random.Random(seed))
+
+
 def test_names_vary_between_records_in_style_and_kind() -> None:
     task = one_tool()
     names = {rename(task, random.Random(seed)).tools[0].name for seed in range(60)}

@@ -18,7 +18,7 @@ from cahl_core.datasets.catalogue import Catalogue, content_words, topic
 from cahl_core.datasets.checks import check
 from cahl_core.datasets.declining import unfitting
 from cahl_core.datasets.derive import KINDS, derive
-from cahl_core.datasets.mentions import yes_no
+from cahl_core.datasets.mentions import mention, yes_no
 from cahl_core.datasets.names import words
 from cahl_core.datasets.plans import plan_from_gold
 from cahl_core.datasets.values import MONTHS, POOLS, sample
@@ -299,6 +299,10 @@ def test_yes_and_no_are_different_words(name: str) -> None:
         for value in (True, False)
     ]
     assert not forms[0] & forms[1]
+    for value, own in zip((True, False), forms, strict=True):
+        for given in (value, str(value)):  # some sources have booleans as text
+            said = {mention(name, {}, given, random.Random(seed)).phrase for seed in range(20)}
+            assert said <= own
     assert not any("true" in f or "false" in f for f in forms[0] | forms[1])
 
 
