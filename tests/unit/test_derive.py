@@ -300,8 +300,8 @@ def test_yes_and_no_are_different_words(name: str) -> None:
     ]
     assert not forms[0] & forms[1]
     for value, own in zip((True, False), forms, strict=True):
-        for given in (value, str(value)):  # some sources have booleans as text
-            said = {mention(name, {}, given, random.Random(seed)).phrase for seed in range(20)}
+        for raw in (value, str(value)):  # some sources have booleans as text
+            said = {mention(name, {}, raw, random.Random(seed)).phrase for seed in range(20)}
             assert said <= own
     assert not any("true" in f or "false" in f for f in forms[0] | forms[1])
 
