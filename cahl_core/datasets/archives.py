@@ -206,7 +206,7 @@ def _clean(name: str) -> str:
 
 def _key(name: str) -> str:
     """Equal for two names that a file system may take for the same."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def _refuse_size(total: int, path: Path) -> None:

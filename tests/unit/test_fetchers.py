@@ -89,11 +89,11 @@ class Server:
             handler.send_header("Content-Range", f"bytes */{len(content)}")
             handler.end_headers()
             return
-        body = content[start:]
         handler.send_response(206 if start else 200)
         if start:
-            said = 0 if fault == "other range" else start
-            handler.send_header("Content-Range", f"bytes {said}-{len(content) - 1}/{len(content)}")
+            start = 0 if fault == "other range" else start
+            handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        body = content[start:]
         for name, value in self.headers.get(path, {}).items():
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(body)))
@@ -212,6 +212,36 @@ def test_a_busy_server_is_asked_again_as_often_as_set(
         with pytest.raises(SourceError, match="429"):
             get(server, tmp_path / "f", retries)
     assert len(server.requests) == retries + 1
+
+
+def test_waiting_grows_between_attempts_and_has_a_bound(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(downloads, "BACKOFF_SECONDS", 1.0)
+    monkeypatch.setattr(downloads, "BACKOFF_MOST", 5.0)
+    monkeypatch.setattr("time.sleep", waited.append)
+    server.files["/f"], server.faults["/f"] = CONTENT, [BUSY[0]] * 4
+    get(server, tmp_path / "f", retries=4)
+    assert waited == [1, 2, 4, 5]
+
+
+def test_a_large_download_shows_how_far_it_is(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bytes(5 * downloads.MIB)
+    server.files["/f"], server.faults["/f"] = content, [3 * downloads.MIB + 5]
+    assert get(server, tmp_path / "f", expected=total(content)).stat().st_size == len(content)
+    assert "demo (MiB): 5/5" in capsys.readouterr().err
+    resumed = re.findall(r"\d+", server.requests[-1][1] or "")
+    assert int(resumed[0]) > 3 * downloads.MIB - downloads.BLOCK
+
+
+def test_compressed_bytes_are_not_taken_for_plain_ones(server: Server, tmp_path: Path) -> None:
+    server.files["/f"] = gzip.compress(CONTENT)
+    server.headers["/f"] = {"Content-Encoding": "gzip"}
+    with pytest.raises(SourceError, match="plain bytes were asked for"):
+        get(server, tmp_path / "f")
 
 
 def repository(**fields: Any) -> Source:

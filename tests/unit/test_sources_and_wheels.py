@@ -173,7 +173,10 @@ def test_a_folder_of_an_older_fetch_is_upstream_in_the_declared_format(tmp_path:
 
 
 def test_an_origin_is_read_as_it_was_written(tmp_path: Path) -> None:
-    origin = Origin("a", "records", "tool-tasks", "MIT", 'Öz: "x" # y', "1.0", {"b": "c: d"})
+    origin = Origin(
+        "a", "records", "tool-tasks", "MIT", 'Öz: "x" # y', "1.0", {"b": "c: d", "a": "x"}
+    )
+    assert origin.to_yaml().index("a: x") < origin.to_yaml().index("b: ")
     (tmp_path / "SOURCE.yaml").write_text(origin.to_yaml(), encoding="utf-8")
     assert read_origin(tmp_path) == origin
 

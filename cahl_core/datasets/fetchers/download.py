@@ -13,6 +13,7 @@ from cahl_core.files import storage_errors
 from cahl_core.progress import progress
 
 MIB = 2**20
+BLOCK = 2**16  # at most this much is lost at a cut
 BACKOFF_SECONDS = 0.5  # doubled after every attempt
 BACKOFF_MOST = 16.0
 TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
@@ -122,8 +123,7 @@ def _receive(response: Any, partial: Path, offset: int, name: str) -> None:
 
 
 def _copy(response: Any, out: Any, begin: int, total: int | None, name: str) -> None:
-    # read1 hands over what has come; read would lose the bytes before a cut
-    blocks = iter(lambda: response.raw.read1(MIB, decode_content=False), b"")
+    blocks = response.raw.stream(BLOCK, decode_content=False)
     if total is None or total < BAR_BYTES:
         out.writelines(blocks)
         return
