@@ -17,6 +17,7 @@ from cahl_core.records import Message, ToolTask
 
 # what an irrelevant request is: no task at all, near to the offered tools, a parent's whole request
 CHAT_SHARE, NEAR_SHARE, WHOLE_SHARE = 0.25, 0.35, 0.1
+MAX_WHOLE = 400  # characters
 # tools that might answer any question
 ANSWERERS = {"web", "internet", "question", "wikipedia", "chat", "answer", "google", "translation"}
 GUESSED = {"limit", "max", "page", "size", "results", "count", "num", "radius", "offset"}
@@ -34,9 +35,9 @@ def irrelevance(catalogue: Catalogue, number: str, generator: random.Random) -> 
     request = wording.request(asked.act, list(asked.mentions.values()), generator)
     gone = {name}
     near = drawn < CHAT_SHARE + NEAR_SHARE
-    user = asked.parent.messages[-1]
-    if drawn > 1 - WHOLE_SHARE and user.role == "user" and len(user.content) < 400:
-        request = user.content
+    users = [m for m in asked.parent.messages if m.role == "user"]
+    if drawn > 1 - WHOLE_SHARE and len(users) == 1 and len(users[0].content) < MAX_WHOLE:
+        request = users[0].content
         gone |= {call.name for call in asked.parent.calls}
     chosen = unfitting(catalogue, gone, request, near, generator)
     others = [

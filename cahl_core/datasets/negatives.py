@@ -20,6 +20,7 @@ from cahl_core.datasets.plans import plan_from_gold
 from cahl_core.records import Message, ToolCall, ToolSpec, ToolTask
 
 MAX_ADDED = 3
+MAX_SHARED = 1  # words of the request that a distractor may be about
 DIGITS = {
     "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
     "eight": "8", "nine": "9", "ten": "10",
@@ -31,8 +32,8 @@ def without_gold_tools(
 ) -> ToolTask | None:
     """The same request without the tools it needs: nothing is to be called.
 
-    Its distractors stay unless they share a topic word with a gold tool (they might do instead); up
-    to `MAX_ADDED` tools of the pool join them, which share none with the request either.
+    Its distractors stay unless they share a topic word with a gold tool or several with the request
+    (they might do instead); up to `MAX_ADDED` tools of the pool join them, which share none with either.
 
     Returns:
         ``None`` if the task has no gold call, if calls are in its history, or if no tool is left.
@@ -43,7 +44,8 @@ def without_gold_tools(
     wanted = {w for t in task.tools if t.name in gone for w in topic_of(t.name, t.description)}
     wanted |= {w for name in gone for w in topic_of(name, "")}
     said = {w for m in task.messages if m.role == "user" for w in content_words(m.content)}
-    kept = [t for t in task.tools if not wanted & topic_of(t.name, t.description)]
+    topics = ((t, topic_of(t.name, t.description)) for t in task.tools)
+    kept = [t for t, own in topics if not wanted & own and len(own & said) <= MAX_SHARED]
     near = wanted | said
     far = (
         t for t in draw_tools(pool, generator) if near.isdisjoint(topic_of(t.name, t.description))

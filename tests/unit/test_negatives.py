@@ -61,6 +61,16 @@ def test_no_negative_without_another_tool_or_without_gold_or_with_calls_behind_i
     assert one.tools == (SONG,)
 
 
+def test_a_distractor_about_much_of_the_request_is_taken_away_too() -> None:
+    rival = ToolSpec("ask_oslo", "Will it rain in Oslo, and what will it cost", {"type": "object"})
+    city = ToolSpec("oslo_guide", "A guide through Oslo", {"type": "object"})
+    task = one_turn(WEATHER, rival, city, SONG)
+    user = Message("user", "What will a rainy day in Oslo cost?")
+    found = without_gold_tools(replace(task, messages=(user,)), [], random.Random(0))
+    assert found is not None
+    assert {t.name for t in found.tools} == {"oslo_guide", "play_song"}
+
+
 def dialogue(question: str, reply: str, before: str = "How will the weather be?") -> ToolTask:
     messages = (
         Message("user", before),
