@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cahl_core.datasets import wording
 from cahl_core.datasets.amounts import is_share
@@ -26,13 +27,14 @@ from cahl_core.datasets.catalogue import Catalogue
 from cahl_core.datasets.declining import irrelevance, missing_argument
 from cahl_core.datasets.mentions import Mention, listing, mention, natural
 from cahl_core.datasets.values import category
-from cahl_core.datasets.variation import vary
+from cahl_core.datasets.variation import Slot, vary
 from cahl_core.records import ToolCall, ToolTask
 
 __all__ = ["KINDS", "derive", "with_plan"]
 
 KINDS = ("single_step", "parallel", "irrelevance", "missing_argument")
 MAX_DISTRACTORS = 3
+RESPECTIVELY_SHARE = 0.3
 PLACE = "\0"  # where several values go in a phrase
 ATTEMPTS = 20
 
@@ -129,29 +131,50 @@ def _clash(asked: Sequence[Asked]) -> bool:
 
 
 def _listed(asked: list[Asked], generator: random.Random) -> tuple[list[Asked], str | None]:
-    """Calls that differ in one argument, asked for at once: ``… in Oslo, Lima and Perth``."""
+    """Calls that differ in one argument, asked for at once: ``… in Oslo, Lima and Perth``.
+
+    Sometimes they differ in two: ``… in Oslo and Lima for 2 and 3 days, respectively``.
+    """
     first = asked[0]
-    slots = [s for s in first.variant.slots if s.name in first.mentions]
-    for slot in generator.sample(slots, len(slots)):
-        values = [a.call.arguments[slot.name] for a in asked if slot.name in a.call.arguments]
-        plain = all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in values)
-        if not plain or len({str(v) for v in values}) < len(asked) or is_share(slot.original):
-            continue
-        if isinstance(values[0], str) and any("," in str(v) for v in values):
-            continue
-        if category(slot.original, slot.schema) == "date" and len(_dates(first)) > 1:
-            continue  # each start would need its own end
-        calls = [
-            ToolCall(first.call.name, {**first.call.arguments, slot.name: value})
-            for value in values
-        ]
-        texts = [natural(v, slot.schema) if isinstance(v, str) else str(v) for v in values]
-        said = mention(slot.original, slot.schema, values[0], generator, PLACE)
-        phrase = _joined(said.phrase, texts, generator)
-        mentions = {**first.mentions, slot.name: Mention(phrase, said.bare)}
-        same = [Asked(first.variant, call, first.act, mentions, first.parent) for call in calls]
-        return same, wording.request(first.act, list(mentions.values()), generator)
-    return asked, None
+    slots = [s for s in first.variant.slots if s.name in first.mentions and _varies(asked, s)]
+    if not slots:
+        return asked, None
+    count = 2 if len(slots) > 1 and generator.random() < RESPECTIVELY_SHARE else 1
+    chosen = generator.sample(slots, count)
+    mentions = dict(first.mentions)
+    for slot in chosen:
+        mentions[slot.name] = _several(
+            slot, [a.call.arguments[slot.name] for a in asked], generator
+        )
+    calls = [
+        {**first.call.arguments, **{s.name: a.call.arguments[s.name] for s in chosen}}
+        for a in asked
+    ]
+    same = [
+        Asked(first.variant, ToolCall(first.call.name, c), first.act, mentions, first.parent)
+        for c in calls
+    ]
+    said = list(mentions.values())
+    if count == 1:
+        return same, wording.request(first.act, said, generator)
+    clause = wording.clause(first.act, said, generator)
+    return same, wording.sentence(f"{clause}, respectively", generator)
+
+
+def _varies(asked: Sequence[Asked], slot: Slot) -> bool:
+    """Whether each call has its own value for the argument, and they can be listed."""
+    values = [a.call.arguments[slot.name] for a in asked if slot.name in a.call.arguments]
+    plain = all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in values)
+    if not plain or len({str(v) for v in values}) < len(asked) or is_share(slot.original):
+        return False
+    paired = category(slot.original, slot.schema) == "date" and len(_dates(asked[0])) > 1
+    return not paired and not any("," in str(v) for v in values)  # each start needs its own end
+
+
+def _several(slot: Slot, values: Sequence[Any], generator: random.Random) -> Mention:
+    texts = [natural(v, slot.schema) if isinstance(v, str) else str(v) for v in values]
+    said = mention(slot.original, slot.schema, values[0], generator, PLACE)
+    return Mention(_joined(said.phrase, texts, generator), said.bare)
 
 
 def _dates(asked: Asked) -> list[str]:
