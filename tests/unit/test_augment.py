@@ -17,13 +17,13 @@ from cahl_core.config import RewardSettings
 from cahl_core.datasets.augment import (
     VALID_ARGUMENT,
     VALID_TOOL,
-    Renaming,
     add_distractors,
     draw_renaming,
     rename,
     shuffle_tools,
 )
 from cahl_core.datasets.plans import plan_from_gold
+from cahl_core.datasets.renaming import Renaming
 from cahl_core.protocol.parsing import Execution
 from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolSpec, ToolTask
 from cahl_core.rewards import (
