@@ -11,6 +11,7 @@ is idempotent, and its result satisfies the meta-schema of draft 2020-12.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -170,6 +171,13 @@ def normalise_type(text: str, depth: int = 0) -> Schema:
     >>> normalise_type("Union[int, float]"), normalise_type("Callable[[float], float]")
     ({'anyOf': [{'type': 'integer'}, {'type': 'number'}]}, {'x-original-type': 'Callable[[float], float]'})
     """
+    if text in TYPES:
+        return {"type": TYPES[text]}
+    return copy.deepcopy(_parsed_type(text, depth))
+
+
+@lru_cache(maxsize=4096)
+def _parsed_type(text: str, depth: int) -> Schema:
     name, optional = OPTIONAL.subn("", text.strip())
     found = _named(name.strip(), depth) if depth <= MAX_DEPTH else None
     if found is None:

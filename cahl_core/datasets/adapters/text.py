@@ -54,6 +54,9 @@ def literal(text: str) -> Any:
 
 def _depth(text: str) -> int:
     """An upper bound of the nesting: brackets inside strings count too."""
+    opened = text.count("(") + text.count("[") + text.count("{")
+    if opened <= MAX_DEPTH:
+        return opened
     level = deepest = 0
     for char in text:
         if char in "([{":
