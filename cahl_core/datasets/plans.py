@@ -118,7 +118,7 @@ def sub_task_text(
         }
         act, woven = weave(act, texts, generator)
     mentions = _mentions(call, tool, others, woven, generator)
-    limit = generator.choice((1, 1, 2, 3)) if others else generator.choice((0, 1, 2, 2, 3))
+    limit = generator.choice((1, 1, 1, 2) if others else (0, 0, 1, 1, 2))
     mentions = mentions[: limit if given is None else min(limit, 1)]
     text = clause(act, mentions, generator)
     while mentions and len(text.split()) > MAX_WORDS:

@@ -21,7 +21,8 @@ from cahl_core.datasets.derive import KINDS, derive
 from cahl_core.datasets.mentions import mention, yes_no
 from cahl_core.datasets.names import words
 from cahl_core.datasets.plans import plan_from_gold
-from cahl_core.datasets.values import MONTHS, POOLS, sample
+from cahl_core.datasets.pools import POOLS
+from cahl_core.datasets.values import MONTHS, sample
 from cahl_core.datasets.variation import tidy, vary
 from cahl_core.datasets.wording import action
 from cahl_core.protocol.parsing import parse_plan
