@@ -91,12 +91,14 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+_compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 def dump_json(value: Any, *, indent: int | None = None) -> str:
     """JSON with stable key order as given, UTF-8 kept, NaN refused."""
-    separators = None if indent else (",", ":")
-    return json.dumps(
-        value, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators
-    )
+    if indent is None:
+        return _compact(value)
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -31,7 +31,7 @@ PREPARED = Path("data") / "prepared"
 REPORTS = Path("reports") / "data"  # apart from the tasks: a new page is no reason to train again
 METRICS = Path("metrics") / "prepare.json"
 COPIED = (REPORTS / "report.html", REPORTS / "expectations.json", PREPARED / "quarantine.jsonl")
-MEASURED = 2_000  # tasks whose prompt length is compared under both renderings
+MEASURED = 500  # tasks whose prompt length is compared under both renderings
 MAX_WORKERS = 8
 
 

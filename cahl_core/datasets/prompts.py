@@ -16,6 +16,7 @@ from cahl_core.protocol.prompts import (
     executor_prompt_text,
     plan_text,
     planner_prompt_text,
+    tool_listing,
 )
 from cahl_core.records import Plan, ToolTask
 
@@ -37,6 +38,9 @@ class PromptMeter:
 
     def __init__(self, tokenizer: Any, model: ModelSettings, settings: PrepareSettings) -> None:
         self.tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
         self.rendering = model.tool_rendering
         self.max_context = model.max_context
         self.max_prompt = settings.max_prompt_tokens
@@ -60,13 +64,16 @@ class PromptMeter:
     def measure(self, task: ToolTask) -> Lengths:
         """All lengths; the executor's are those of the longest sub-task."""
         plan = task.plan or Plan(())
-        prompt = planner_prompt_text(self.tokenizer, task.messages, task.tools, self.rendering)
+        listing = tool_listing(self.tokenizer, task.tools, self.rendering)
+        prompt = planner_prompt_text(
+            self.tokenizer, task.messages, task.tools, self.rendering, listing
+        )
         calls = (execution_text([call]) for call in resolved_gold(task))
         targets = [plan_text(plan), max(calls, key=len, default="")]
-        counts = self._count([prompt, *targets, *self._executor_prompts(task, plan)])
+        counts = self._count([prompt, *targets, *self._executor_prompts(task, plan, listing)])
         return Lengths(counts[0], max(counts[3:], default=0), counts[1], counts[2])
 
-    def _executor_prompts(self, task: ToolTask, plan: Plan) -> list[str]:
+    def _executor_prompts(self, task: ToolTask, plan: Plan, listing: str) -> list[str]:
         """The prompts that can be the longest: results only add up, so the last, or the wordiest."""
         last = len(plan.sub_tasks) - 1
         wordiest = max(range(last + 1), key=lambda k: len(str(plan.sub_tasks[k])), default=-1)
@@ -77,18 +84,14 @@ class PromptMeter:
                 task.tools,
                 list(zip(plan.sub_tasks[:k], task.results[:k], strict=False)),
                 self.rendering,
+                listing,
             )
             for k in sorted({last, wordiest} - {-1})
         ]
 
     def _count(self, texts: list[str]) -> list[int]:
-        found = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        return [len(ids) for ids in found["input_ids"]]
+        # the fast form leaves out character offsets, which nobody reads here
+        return [len(e) for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def problem(self, lengths: Lengths) -> Problem | None:
         """The length rule that a task breaks, or ``None``."""

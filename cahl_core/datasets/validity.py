@@ -11,6 +11,8 @@ from typing import Any
 # NUL and other control characters (not tab, newline, return), bidirectional overrides and isolates
 # (U+202A-202E, U+2066-2069), and halves of surrogate pairs, which UTF-8 cannot hold
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# the same in JSON text, where control characters are written as escapes
+SUSPICIOUS = re.compile("[\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]|\\\\u00[01]|\\\\[bf]")
 REASON = 160
 
 
@@ -33,6 +35,8 @@ def control_characters(value: Any) -> str | None:
     >>> control_characters({"a": ["x", "b\\u202ec"]})
     'a[1]: U+202E at position 1'
     """
+    if SUSPICIOUS.search(json.dumps(value, ensure_ascii=False)) is None:
+        return None
     for path, text in texts(value):
         if (found := FORBIDDEN.search(text)) is not None:
             return f"{plain(path)}: U+{ord(found[0]):04X} at position {found.start()}"

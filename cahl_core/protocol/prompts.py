@@ -56,14 +56,18 @@ def planner_prompt_text(
     messages: Sequence[Message],
     tools: Sequence[ToolSpec],
     rendering: Rendering,
+    listing: str | None = None,
 ) -> str:
     """The prompt that ends where the plan begins, in the backbone's own chat template.
 
     System messages of the conversation follow our own instruction in the one system message; tool
     results become user turns and calls a line of text, since many templates know neither.
+
+    Args:
+        listing: the tools as `tool_listing` writes them, where the caller has it.
     """
     clean = _cleaner(tokenizer)
-    system = [_system(PLANNER_SYSTEM, tools, rendering, clean)]
+    system = [_system(PLANNER_SYSTEM, listing or tool_listing(tokenizer, tools, rendering))]
     turns: list[dict[str, str]] = []
     for message in messages:
         if message.role == "system":
@@ -103,10 +107,12 @@ def executor_prompt_text(
     tools: Sequence[ToolSpec],
     feedback: Sequence[tuple[SubTask, Any]],
     rendering: Rendering,
+    listing: str | None = None,
 ) -> str:
     """The prompt that ends where the executor's text begins.
 
     Args:
+        listing: the tools as `tool_listing` writes them, where the caller has it.
         feedback: the earlier sub-tasks of the plan with their results; those whose result is
             ``None`` (unknown) keep their number but are not shown.
     """
@@ -118,7 +124,7 @@ def executor_prompt_text(
     ]
     lines.append("Sub-task: " + json.dumps(sub_task.to_json(), ensure_ascii=False))
     content = clean("\n".join(lines))
-    system = _system(EXECUTOR_SYSTEM, tools, rendering, clean)
+    system = _system(EXECUTOR_SYSTEM, listing or tool_listing(tokenizer, tools, rendering))
     return _templated(tokenizer, system, [{"role": "user", "content": content}])
 
 
@@ -142,8 +148,13 @@ def _closed(body: str) -> str:
     return body
 
 
-def _system(instruction: str, tools: Sequence[ToolSpec], rendering: Rendering, clean: Any) -> str:
-    listing = clean(render_tools(tools, rendering)) if tools else "(none)"
+def tool_listing(tokenizer: Any, tools: Sequence[ToolSpec], rendering: Rendering) -> str:
+    """The tools as both prompts show them."""
+    clean = _cleaner(tokenizer)
+    return str(clean(render_tools(tools, rendering))) if tools else "(none)"
+
+
+def _system(instruction: str, listing: str) -> str:
     return f"{instruction}\n\nTools:\n{listing}"
 
 
@@ -179,7 +190,7 @@ def neutralise(text: str, markers: Sequence[str]) -> str:
 
 
 def _cleaner(tokenizer: Any) -> Any:
-    markers = _markers(tuple(sorted(set(_special_tokens(tokenizer)))))
+    markers = _markers(tokenizer, len(tokenizer))
 
     def clean(text: str) -> str:
         return neutralise(text, markers)
@@ -187,12 +198,10 @@ def _cleaner(tokenizer: Any) -> Any:
     return clean
 
 
-def _special_tokens(tokenizer: Any) -> list[str]:
+@lru_cache(maxsize=8)
+def _markers(tokenizer: Any, size: int) -> tuple[str, ...]:
+    """The tokenizer's special tokens and our tags; ``size`` changes where a token is added."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     tokens = [str(t) for t in added.values()] + list(tokenizer.all_special_tokens)
-    return [t for t in tokens if len(t) > 1]
-
-
-@lru_cache(maxsize=8)
-def _markers(special: tuple[str, ...]) -> tuple[str, ...]:
+    special = sorted({t for t in tokens if len(t) > 1})
     return tuple(dict.fromkeys((*special, *TAGS)))

@@ -10,7 +10,6 @@ import pytest
 from cahl_core.config import PrepareSettings
 from cahl_core.datasets.adapters.nestful import convert
 from cahl_core.datasets.checks import check, parse, quarantine
-from cahl_core.datasets.overlap import Benchmark
 from cahl_core.records import ToolTask
 
 SETTINGS = PrepareSettings(max_steps=3, max_result_chars=100)
@@ -128,14 +127,3 @@ def test_quarantined_records_carry_source_id_rule_detail_and_excerpt() -> None:
     entry = quarantine(good(), "own", "r1", ("unknown_tool", "call 1: lookup")).to_json()
     assert list(entry) == ["source", "id", "rule", "detail", "excerpt"]
     assert "Weather where Ann lives?" in entry["excerpt"]
-
-
-def test_benchmark_overlap_is_exact_or_ten_words_in_a_row() -> None:
-    benchmark = Benchmark()
-    benchmark.add("Find the area of a circle.")
-    benchmark.add("one two three four five six seven eight nine ten eleven")
-    assert benchmark.overlap("find the AREA of a circle") == "exact"
-    assert benchmark.overlap("well two three four five six seven eight nine ten eleven indeed")
-    assert benchmark.overlap("two three four five six seven eight nine ten then") is None
-    benchmark.add("How are you?")
-    assert benchmark.overlap("How are you?") is None  # too short to mean anything
