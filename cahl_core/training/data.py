@@ -106,10 +106,20 @@ def epoch_order(weights: Sequence[float], key: str) -> list[int]:
 
 
 def weights_of(tasks: Sequence[ToolTask]) -> list[float]:
-    """Each task's share of a pass (``prepare.weights``, 1 where nothing is set)."""
+    """Each task's share of a pass (``prepare.weights``, 1 where nothing is set).
+
+    Raises:
+        StageInputError: all weights are 0.
+    """
     if isinstance(tasks, ParquetTasks):
-        return [float(w) for w in tasks.rows["weight"]]
-    return [float(task.meta.get("weight", 1.0)) for task in tasks]
+        weights = [float(w) for w in tasks.rows["weight"]]
+    else:
+        weights = [float(task.meta.get("weight", 1.0)) for task in tasks]
+    if not any(weights):
+        raise StageInputError(
+            "every training task has weight 0", "correct prepare.weights and run `cahl prepare`"
+        )
+    return weights
 
 
 class Sampler:
