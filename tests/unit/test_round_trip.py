@@ -139,6 +139,7 @@ def test_what_the_form_has_no_field_for_goes_to_meta():
         "id": 7,
         "source": "elsewhere",
         "split": "train",
+        "malformed": "no",
         "messages": [{"role": "user", "content": "hi", "lang": "en"}],
         "tools": [{"type": "function", "strict": True,
                    "function": {"name": "f", "description": "", "parameters": {}, "cost": 2}}],
@@ -153,6 +154,7 @@ def test_what_the_form_has_no_field_for_goes_to_meta():
     assert task.meta == {
         "origin": {"file": "a"},
         "origin_source": "elsewhere",
+        "source_malformed": "no",
         "split": "train",
         "tool_extra": {"f": {"cost": 2, "strict": True}},
     }

@@ -28,6 +28,10 @@ def convert(value: Any, source: str, record_id: str) -> Record:
     """The record under this source's name, its meta in this project's terms."""
     if not isinstance(value, dict):
         return malformed(source, record_id, f"is {type(value).__name__}, must be a JSON object")
+    for key in ("messages", "tools", "answers"):
+        if not isinstance(value.get(key, []), list):
+            kind = type(value[key]).__name__
+            return malformed(source, record_id, f"field '{key}' is {kind}, must be a list")
     given = value.get("id", record_id)
     record = {**value, "id": given if isinstance(given, str) else str(given), "source": source}
     meta = value.get("meta")
@@ -37,6 +41,8 @@ def convert(value: Any, source: str, record_id: str) -> Record:
     named = value.get("source", source)
     if named != source:
         meta["origin_source" if "origin" in meta else "origin"] = named
+    if "malformed" in record:  # the key that marks a record that could not be read
+        meta["source_malformed"] = record.pop("malformed")
     record["meta"] = _translated(meta)
     _move_plan(record)
     _add_answer(record)
