@@ -1,163 +1,227 @@
-"""Great Expectations on the prepared tasks: what must hold before anything is trained on them.
+"""Great Expectations on raw records and prepared tasks: five suites, each critical or warning.
 
-The report is plain JSON and one self-contained HTML page, without times or run ids, so that the
-same data gives the same bytes.
+``raw`` looks at the source records, ``prepared`` at every task, ``sft`` at what supervised training
+writes, ``rl`` at what gold earns, ``eval`` at the splits. A critical expectation that fails stops what
+follows (`cahl prepare` fails, Dagster's check blocks); a warning is shown. The results are plain JSON,
+without times or run ids, so that the same data give the same bytes.
 """
 
 from __future__ import annotations
 
-import html
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cahl_core.config import Settings
-from cahl_core.datasets.plans import plan_from_gold
-from cahl_core.datasets.prompts import PromptMeter
-from cahl_core.records import ToolTask
+from cahl_core.datasets.checks import LIMITS
+from cahl_core.datasets.derive import KINDS
+from cahl_core.datasets.splits import DEV, SPLITS, TRAIN, UNSEEN
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Report = dict[str, Any]
+CRITICAL: dict[str, Any] = {"severity": "critical"}
+WARNING: dict[str, Any] = {"severity": "warning"}
+MIN_GOLD_SHARE = 0.99  # of the tasks whose gold earns the maximum
+SHOWN = 3
 
 
-def frame(
-    train: Sequence[ToolTask], dev: Sequence[ToolTask], meter: PromptMeter, faulty_share: float
-) -> pd.DataFrame:
-    """One row per prepared task with the facts that expectations speak about."""
-    import pandas as pd
+def run_suites(frames: Mapping[str, pd.DataFrame], settings: Settings) -> Report:
+    """``{"success", "suites": {name: {"success", "warnings", "rows", "results"}}}``.
 
-    held = {t.messages[-1].content for t in dev}
-    rows = [
-        {
-            "id": task.id,
-            "source": task.source,
-            "split": name,
-            "request": task.messages[-1].content.strip() or None,
-            "n_tools": len(task.tools),
-            "n_steps": len(task.steps),
-            "prompt_tokens": meter.planner(task),
-            "gold_tools_offered": {c.name for c in task.calls} <= {t.name for t in task.tools},
-            "plan_is_gold": task.plan is not None
-            and [(s.tool, s.arguments) for s in task.plan.sub_tasks]
-            == [(s.tool, s.arguments) for s in plan_from_gold(task).sub_tasks],
-            "in_both_splits": name == "train" and task.messages[-1].content in held,
-            "faulty_share": faulty_share,
-        }
-        for name, tasks in (("train", train), ("dev", dev))
-        for task in tasks
-    ]
-    return pd.DataFrame(rows)
+    Args:
+        frames: ``tasks`` (one row of facts per task) and ``raw`` (one row per source record).
 
-
-def _suite(settings: Settings) -> list[Any]:
-    gxe: Any = importlib.import_module("great_expectations.expectations")  # exports untyped
-    prepare = settings.prepare
-    critical: dict[str, Any] = {"severity": "critical"}
-    warning: dict[str, Any] = {"severity": "warning"}
-    return [
-        gxe.ExpectTableRowCountToBeBetween(min_value=2, **critical),
-        gxe.ExpectColumnValuesToNotBeNull(column="id", **critical),
-        gxe.ExpectColumnValuesToBeUnique(column="id", **critical),
-        gxe.ExpectColumnValuesToNotBeNull(column="request", **critical),
-        gxe.ExpectColumnDistinctValuesToBeInSet(
-            column="source", value_set=list(prepare.sources), **critical
-        ),
-        gxe.ExpectColumnDistinctValuesToContainSet(
-            column="split", value_set=["train", "dev"], **critical
-        ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="prompt_tokens", min_value=1, max_value=prepare.max_prompt_tokens, **critical
-        ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="n_steps", min_value=0, max_value=max(prepare.max_steps, 4), **critical
-        ),
-        gxe.ExpectColumnValuesToBeInSet(column="gold_tools_offered", value_set=[True], **critical),
-        gxe.ExpectColumnValuesToBeInSet(column="plan_is_gold", value_set=[True], **critical),
-        gxe.ExpectColumnValuesToBeInSet(column="in_both_splits", value_set=[False], **critical),
-        gxe.ExpectColumnMaxToBeBetween(
-            column="faulty_share", max_value=prepare.max_faulty_share, **critical
-        ),
-        gxe.ExpectColumnValuesToBeBetween(column="n_tools", min_value=1, **warning),
-        gxe.ExpectColumnValuesToBeBetween(column="n_tools", max_value=20, mostly=0.99, **warning),
-    ]
-
-
-def validate(table: pd.DataFrame, settings: Settings) -> Report:
-    """Runs the suite; ``success`` is false if a critical expectation failed."""
+    ``success`` is false where a critical expectation failed.
+    """
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
-    batch = (
-        context.data_sources.add_pandas("prepared")
-        .add_dataframe_asset("tasks")
-        .add_batch_definition_whole_dataframe("all")
-        .get_batch({"dataframe": table})
-    )
-    results = [_result(batch.validate(e, result_format="BASIC"), e) for e in _suite(settings)]
-    failed = [r for r in results if not r["success"] and r["severity"] == "critical"]
-    return {"success": not failed, "rows": len(table), "results": results}
+    source = context.data_sources.add_pandas("prepare")
+    raw = _raw_facts(frames["raw"])
+    tasks = _task_facts(frames["tasks"])
+    suites = {}
+    for name, expectations in _suites(settings).items():
+        table = raw if name == "raw" else tasks
+        suite = gx.ExpectationSuite(name=name, expectations=expectations)
+        asset = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
+        batch = asset.get_batch({"dataframe": table})
+        outcome = batch.validate(suite, result_format="BASIC")
+        results = [_result(r) for r in outcome.results]
+        suites[name] = _summary(results, len(table))
+    return {"success": all(s["success"] for s in suites.values()), "suites": suites}
 
 
-def _result(outcome: Any, expectation: Any) -> Report:
-    observed = outcome.result.get("observed_value")
-    if observed is None:
-        count = outcome.result.get("unexpected_count")
-        samples = [str(v) for v in outcome.result.get("partial_unexpected_list") or []][:3]
-        observed = f"{count} unexpected" + (f", for example {samples}" if samples else "")
+def _summary(results: list[Report], rows: int) -> Report:
+    order = sorted(results, key=lambda r: (r["column"], r["expectation"], str(r["limits"])))
+    failed = [r for r in order if not r["success"]]
+    critical = sum(r["severity"] == "critical" for r in failed)
+    return {
+        "success": not critical,
+        "warnings": len(failed) - critical,
+        "rows": rows,
+        "results": order,
+    }
+
+
+def _raw_facts(raw: pd.DataFrame) -> pd.DataFrame:
+    table = raw.copy()
+    table["faulty"] = ~table["rule"].isin(["", *LIMITS])
+    judged = table[~table["held_out"]]
+    share = float(judged["faulty"].mean()) if len(judged) else 0.0
+    table["faulty_share"] = share
+    table["key"] = table["source"] + " " + table["id"]
+    return table
+
+
+def _task_facts(tasks: pd.DataFrame) -> pd.DataFrame:
+    table = tasks.drop(columns=["gold_tools", "offered_tools"]).copy()
+    dev = set(tasks.loc[tasks["split"] != TRAIN, "text_digest"])
+    train = tasks["split"] == TRAIN
+    table["in_two_splits"] = train & tasks["text_digest"].isin(dev)
+    unseen = {t for names in tasks.loc[tasks["split"] == UNSEEN, "gold_tools"] for t in names}
+    table["offers_unseen_tool"] = [
+        split != UNSEEN and not unseen.isdisjoint(offered)
+        for split, offered in zip(tasks["split"], tasks["offered_tools"], strict=True)
+    ]
+    table["depth_beyond_calls"] = tasks["depth"] > tasks["n_calls"].clip(lower=1)
+    longest = tasks[["planner_tokens", "executor_tokens"]].max(axis=1)
+    table["prompt_tokens"] = longest
+    table["context_tokens"] = (
+        (tasks["planner_tokens"] + tasks["plan_tokens"]).combine(
+            tasks["executor_tokens"] + tasks["execution_tokens"], max
+        )
+    )  # fmt: skip
+    table["declines"] = (tasks["n_calls"] == 0).astype(int)
+    return table
+
+
+def _suites(settings: Settings) -> dict[str, list[Any]]:
+    return {
+        "raw": _raw(settings),
+        "prepared": _prepared(settings),
+        "sft": _sft(settings),
+        "rl": _rl(),
+        "eval": _eval(),
+    }
+
+
+def _gxe() -> Any:
+    return importlib.import_module("great_expectations.expectations")  # exports untyped names
+
+
+def _raw(settings: Settings) -> list[Any]:
+    gxe, prepare = _gxe(), settings.prepare
+    return [
+        gxe.ExpectTableRowCountToBeBetween(min_value=1, **CRITICAL),
+        gxe.ExpectColumnValuesToNotBeNull(column="id", **CRITICAL),
+        gxe.ExpectColumnDistinctValuesToEqualSet(
+            column="source", value_set=list(prepare.sources), **CRITICAL
+        ),
+        gxe.ExpectColumnMaxToBeBetween(
+            column="faulty_share", max_value=prepare.max_faulty_share, **CRITICAL
+        ),
+        gxe.ExpectColumnValuesToBeUnique(column="key", mostly=0.99, **WARNING),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="rule", value_set=["", *LIMITS], mostly=0.9, **WARNING
+        ),
+    ]
+
+
+def _prepared(settings: Settings) -> list[Any]:
+    gxe, prepare = _gxe(), settings.prepare
+    kinds = ["original", "qa", *KINDS]
+    return [
+        gxe.ExpectTableRowCountToBeBetween(min_value=2, **CRITICAL),
+        gxe.ExpectColumnValuesToNotBeNull(column="id", **CRITICAL),
+        gxe.ExpectColumnValuesToBeUnique(column="id", **CRITICAL),
+        gxe.ExpectColumnValuesToNotBeNull(column="request", **CRITICAL),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="source", value_set=list(prepare.sources), **CRITICAL
+        ),
+        gxe.ExpectColumnValuesToBeInSet(column="kind", value_set=kinds, **CRITICAL),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="prompt_tokens", min_value=0, max_value=prepare.max_prompt_tokens, **CRITICAL
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="n_steps", min_value=0, max_value=max(prepare.max_steps, 5), **CRITICAL
+        ),
+        gxe.ExpectColumnValuesToBeInSet(column="depth_beyond_calls", value_set=[False], **CRITICAL),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="n_tools", max_value=prepare.max_tools + prepare.distractors, **CRITICAL
+        ),
+        gxe.ExpectColumnValuesToBeBetween(column="n_tools", max_value=20, mostly=0.99, **WARNING),
+        gxe.ExpectColumnMeanToBeBetween(column="declines", max_value=0.5, **WARNING),
+    ]
+
+
+def _sft(settings: Settings) -> list[Any]:
+    gxe = _gxe()
+    return [
+        gxe.ExpectColumnValuesToBeInSet(column="targets_parse", value_set=[True], **CRITICAL),
+        gxe.ExpectColumnValuesToBeInSet(column="plan_is_gold", value_set=[True], **CRITICAL),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="context_tokens", max_value=settings.model.max_context, **CRITICAL
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="plan_tokens",
+            max_value=settings.train.planner.max_tokens,
+            mostly=0.95,
+            **WARNING,
+        ),
+    ]
+
+
+def _rl() -> list[Any]:
+    gxe = _gxe()
+    found = [
+        gxe.ExpectColumnValuesToBeInSet(column="gold_tools_offered", value_set=[True], **CRITICAL)
+    ]
+    for column in ("gold_planner_reward", "gold_executor_reward"):
+        limits = {"column": column, "min_value": 1.0}
+        found += [
+            gxe.ExpectColumnValuesToBeBetween(**limits, mostly=MIN_GOLD_SHARE, **CRITICAL),
+            gxe.ExpectColumnValuesToBeBetween(**limits, **WARNING),
+        ]
+    return found
+
+
+def _eval() -> list[Any]:
+    gxe = _gxe()
+    return [
+        gxe.ExpectColumnDistinctValuesToContainSet(
+            column="split", value_set=[TRAIN, DEV], **CRITICAL
+        ),
+        gxe.ExpectColumnValuesToBeInSet(column="split", value_set=list(SPLITS), **CRITICAL),
+        gxe.ExpectColumnValuesToBeInSet(column="in_two_splits", value_set=[False], **CRITICAL),
+        gxe.ExpectColumnValuesToBeInSet(column="offers_unseen_tool", value_set=[False], **CRITICAL),
+        gxe.ExpectColumnDistinctValuesToContainSet(column="split", value_set=[UNSEEN], **WARNING),
+    ]
+
+
+def _result(outcome: Any) -> Report:
+    configuration = outcome.expectation_config
     limits = {
         key: value
         for key in ("min_value", "max_value", "value_set", "mostly")
-        if (value := getattr(expectation, key, None)) is not None
+        if (value := configuration.kwargs.get(key)) is not None and (key, value) != ("mostly", 1)
     }
+    observed = outcome.result.get("observed_value")
+    if observed is None:
+        count = outcome.result.get("unexpected_count")
+        samples = [str(v) for v in outcome.result.get("partial_unexpected_list") or []][:SHOWN]
+        observed = f"{count} unexpected" + (f", for example {samples}" if samples else "")
+    name = "".join(part.capitalize() for part in configuration.type.split("_"))
+    severity = configuration.severity
     return {
-        "expectation": type(expectation).__name__,
-        "column": getattr(expectation, "column", None) or "table",
+        "expectation": name,
+        "column": configuration.kwargs.get("column") or "table",
         "limits": limits,
         "success": bool(outcome.success),
-        "severity": str(getattr(expectation.severity, "value", expectation.severity)),
+        "severity": str(getattr(severity, "value", severity)),
         "observed": observed if isinstance(observed, int | float | str) else str(observed),
     }
-
-
-def page(report: Report) -> str:
-    """The report as one HTML page that needs nothing from elsewhere."""
-    rows = "\n".join(
-        f"<tr class={'ok' if r['success'] else r['severity']}>"
-        + "".join(
-            f"<td>{html.escape(str(cell))}</td>"
-            for cell in (
-                "met" if r["success"] else f"FAILED ({r['severity']})",
-                r["expectation"],
-                r["column"],
-                r["limits"] or "",
-                r["observed"],
-            )
-        )
-        + "</tr>"
-        for r in report["results"]
-    )
-    verdict = "all critical expectations met" if report["success"] else "critical failure"
-    return PAGE.format(rows=rows, verdict=verdict, count=report["rows"])
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Expectations on the prepared tasks</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; color: #222 }}
-table {{ border-collapse: collapse; width: 100% }}
-td, th {{ border-bottom: 1px solid #ddd; padding: .35rem .6rem; text-align: left }}
-.ok td:first-child {{ color: #17713a }}
-.critical td:first-child {{ color: #b3261e; font-weight: 600 }}
-.warning td:first-child {{ color: #9a6700; font-weight: 600 }}
-</style></head><body>
-<h1>Expectations on the prepared tasks</h1>
-<p>{count} tasks: {verdict}.</p>
-<table><tr><th>Result</th><th>Expectation</th><th>Column</th><th>Limits</th><th>Observed</th></tr>
-{rows}
-</table></body></html>
-"""

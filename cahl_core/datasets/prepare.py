@@ -107,7 +107,7 @@ def _write(stage: StageRun, made: Prepared) -> None:
     sources = {name: c.to_json() for name, c in made.found.counts.items()}
     summary = statistics.summarise(tasks, sources, made.contamination)
     frames = {"tasks": tasks, "raw": output.raw_frame(made.found)}
-    suites = expectations.run_suites(frames, stage.settings, made.contamination)
+    suites = expectations.run_suites(frames, stage.settings)
     page = report.page(summary, suites, made.contamination, sources, output.examples(made.found))
     with atomic_dir(stage.root / REPORTS) as folder:
         write_json(folder / "contamination.json", made.contamination)
