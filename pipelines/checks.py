@@ -1,7 +1,12 @@
-"""Asset checks: what must hold before the next stage may run."""
+"""Asset checks: what must hold before the next stage may run.
+
+One check per Great Expectations suite of ``prepare``, one for test questions among the training data, one
+for drift. A failed critical expectation is an ERROR and blocks what follows; a warning is shown.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +15,70 @@ import dagster as dg
 from cahl_core.errors import DataError
 from cahl_core.files import read_json
 
-EXPECTATIONS = Path("data/prepared/expectations.json")
-REPORT = Path("data/prepared/expectations.html")
+REPORTS = Path("reports/data")
+EXPECTATIONS = REPORTS / "expectations.json"
+CONTAMINATION = REPORTS / "contamination.json"
+REPORT = REPORTS / "report.html"
+DRIFT = Path(
+    ".cahl/prepare/drift.json"
+)  # no out: the same data drift differently from different pasts
+SUITES = {
+    "raw": "Great Expectations on the source records.",
+    "prepared": "Great Expectations on every prepared task.",
+    "sft": "Great Expectations on what supervised training writes.",
+    "rl": "Great Expectations on what gold earns: a reward that gold cannot reach teaches nonsense.",
+    "eval": "Great Expectations on the splits: no request twice, no unseen tool in training.",
+}
 
 
-def prepared_data_check(root: Path) -> dg.AssetChecksDefinition:
-    """Blocks training while a critical expectation on the prepared data fails."""
+def prepared_data_checks(root: Path) -> list[dg.AssetChecksDefinition]:
+    """All checks of the asset ``prepare``."""
+    checks = [
+        _check(f"expectations_{name}", text, True, _of_suite(root, name))
+        for name, text in SUITES.items()
+    ]
+    return [
+        *checks,
+        _check(
+            "decontamination",
+            "Every test set named in prepare.decontaminate was compared with.",
+            True,
+            lambda: judge_contamination(root / CONTAMINATION),
+        ),
+        _check(
+            "drift",
+            "How far the data moved since their previous version.",
+            False,
+            lambda: judge_drift(root / DRIFT),
+        ),
+    ]
 
-    @dg.asset_check(
-        asset="prepare",
-        blocking=True,
-        description="Great Expectations on the prepared tasks; critical ones stop what follows.",
-    )
-    def expectations() -> dg.AssetCheckResult:
-        return judge(root / EXPECTATIONS)
 
-    return expectations
+def _of_suite(root: Path, name: str) -> Callable[[], dg.AssetCheckResult]:
+    return lambda: judge(root / EXPECTATIONS, name)
 
 
-def judge(path: Path) -> dg.AssetCheckResult:
+def _check(
+    name: str, description: str, blocking: bool, verdict: Callable[[], dg.AssetCheckResult]
+) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset="prepare", name=name, blocking=blocking, description=description)
+    def check() -> dg.AssetCheckResult:
+        return verdict()
+
+    return check
+
+
+def judge(path: Path, suite: str) -> dg.AssetCheckResult:
     """ERROR for a failed critical expectation or an unreadable report, WARN for lesser ones."""
     try:
-        results = read_json(path)["results"]
+        results = read_json(path)["suites"][suite]["results"]
     except (OSError, DataError, KeyError, TypeError) as error:
-        return dg.AssetCheckResult(
-            passed=False,
-            severity=dg.AssetCheckSeverity.ERROR,
-            description=f"no validation report in {path.name}: {error}; run prepare again",
-        )
+        return _unreadable(path, error)
     failed = [r for r in results if not r.get("success")]
     critical = [r for r in failed if r.get("severity", "critical") == "critical"]
     return dg.AssetCheckResult(
         passed=not failed,
-        severity=dg.AssetCheckSeverity.ERROR if critical else dg.AssetCheckSeverity.WARN,
+        severity=_error(bool(critical)),
         description=_describe(results, failed),
         metadata={
             "expectations": len(results),
@@ -51,6 +87,56 @@ def judge(path: Path) -> dg.AssetCheckResult:
             "failures": dg.MetadataValue.json(failed),
             "report": str(REPORT),
         },
+    )
+
+
+def judge_contamination(path: Path) -> dg.AssetCheckResult:
+    """ERROR where no report can be read; WARN where a test set could not be compared with."""
+    try:
+        found = read_json(path)
+        unchecked: list[str] = found["not_checked"]
+        benchmarks: dict[str, Any] = found["benchmarks"]
+        aside = {name: b["exact"] + b["ten_gram"] for name, b in benchmarks.items()}
+    except (OSError, DataError, KeyError, TypeError) as error:
+        return _unreadable(path, error)
+    removed = ", ".join(f"{name} {n}" for name, n in aside.items()) or "no test set is named"
+    return dg.AssetCheckResult(
+        passed=not unchecked,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"records set aside: {removed}"
+        + (f"; NOT compared with: {', '.join(unchecked)}" if unchecked else ""),
+        metadata={"set_aside": dg.MetadataValue.json(aside), "report": str(REPORT)},
+    )
+
+
+def judge_drift(path: Path) -> dg.AssetCheckResult:
+    """WARN where the data moved far; passed where they moved little or have no past."""
+    try:
+        found = read_json(path)
+        verdict, sentences = str(found["verdict"]), list(found["sentences"])
+    except (OSError, DataError, KeyError, TypeError) as error:
+        return _unreadable(path, error, dg.AssetCheckSeverity.WARN)
+    return dg.AssetCheckResult(
+        passed=verdict != "large",
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"drift: {verdict}" + "".join(f"; {s}" for s in sentences),
+        metadata={"measures": dg.MetadataValue.json(found.get("measures", {}))},
+    )
+
+
+def _error(critical: bool) -> dg.AssetCheckSeverity:
+    return dg.AssetCheckSeverity.ERROR if critical else dg.AssetCheckSeverity.WARN
+
+
+def _unreadable(
+    path: Path,
+    error: Exception,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=False,
+        severity=severity,
+        description=f"no validation report in {path.name}: {error}; run prepare again",
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from stub_project import DVC_YAML, QUIET, STUB, dvc, run
+
+from pipelines.checks import SUITES
 
 
 @pytest.fixture
@@ -22,7 +25,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "dvc.yaml").write_text(DVC_YAML.replace("PYTHON", sys.executable))
     (root / "stub.py").write_text(STUB)
     (root / "source.txt").write_text("a\nb\n")
-    (root / "expectations.json").write_text('{"success": true, "results": []}')
+    suites = {name: {"results": []} for name in SUITES}
+    (root / "expectations.json").write_text(json.dumps({"success": True, "suites": suites}))
+    (root / "contamination.json").write_text('{"benchmarks": {}, "not_checked": []}')
     (root / "params.yaml").write_text("profile: quick\nprepare: {seed: 0}\n")
     (root / "configs/quick.yaml").write_text("prepare: {rows: 2}\ntrain: {steps: 2}\n")
     (root / ".gitignore").write_text("/.cahl/\n/executions.log\n/.dagster/\n/mlflow.db\n")

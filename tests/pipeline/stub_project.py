@@ -25,7 +25,7 @@ stages:
     cmd: PYTHON stub.py prepare
     deps: [stub.py, source.txt]
     params: [prepare, "configs/${profile}.yaml": [prepare]]
-    outs: [data/prepared]
+    outs: [data/prepared, reports/data]
     meta: {group: x, kinds: [python]}
   train:
     desc: weights
@@ -60,7 +60,11 @@ def work(name, stage):
     if name == "prepare":
         Path("data/prepared").mkdir(parents=True)
         Path("data/prepared/train.txt").write_text(Path("source.txt").read_text())
-        Path("data/prepared/expectations.json").write_text(Path("expectations.json").read_text())
+        Path("reports/data").mkdir(parents=True)
+        for file in ("expectations.json", "contamination.json"):
+            Path("reports/data", file).write_text(Path(file).read_text())
+        Path(".cahl/prepare").mkdir(parents=True, exist_ok=True)
+        Path(".cahl/prepare/drift.json").write_text('{"verdict": "none", "sentences": []}')
     elif name == "train":
         if Path("wait").exists():
             Path("waiting").touch()

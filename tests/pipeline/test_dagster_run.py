@@ -16,6 +16,7 @@ import pytest
 from stub_project import dvc, run
 
 from cahl_core.lineage import locked_sums
+from pipelines.checks import SUITES
 from pipelines.definitions import build_definitions
 
 ROOT = Path(__file__).parents[2]
@@ -97,12 +98,14 @@ def test_only_a_critical_expectation_stops_what_follows(
 ) -> None:
     (in_project / "source.txt").write_text(severity)
     failed = {"expectation": "unique", "column": "id", "success": False, "severity": severity}
-    report = {"success": False, "results": [failed]}
-    (in_project / "expectations.json").write_text(json.dumps(report))
+    suites = {name: {"results": [failed] if name == "sft" else []} for name in SUITES}
+    (in_project / "expectations.json").write_text(json.dumps({"suites": suites}))
     result = materialize(in_project, instance)
-    [evaluation] = result.get_asset_check_evaluations()
-    assert not evaluation.passed
-    assert "unique on id" in (evaluation.description or "")
+    evaluations = {e.check_name: e for e in result.get_asset_check_evaluations()}
+    assert len(evaluations) == len(SUITES) + 2
+    [name] = [name for name, evaluation in evaluations.items() if not evaluation.passed]
+    assert name == "expectations_sft"
+    assert "unique on id" in (evaluations[name].description or "")
     assert result.success is goes_on
     assert ("train" in executions()) is goes_on
 
