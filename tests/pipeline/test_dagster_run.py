@@ -49,7 +49,8 @@ def test_a_run_materializes_every_stage_with_dvcs_sums(
     assert result.success
     assert executions() == ["prepare", "train", "report"]
     locked = locked_sums(in_project)
-    assert materialization(result, "prepare")[0] == locked["data/prepared"]
+    _, prepared = materialization(result, "prepare")
+    assert prepared["dvc_md5"].value["data/prepared"] == locked["data/prepared"]
     assert materialization(result, "report")[0] == locked["report.txt"]
     _, shown = materialization(result, "train")
     assert shown["tasks"].value == 7

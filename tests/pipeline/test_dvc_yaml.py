@@ -28,6 +28,7 @@ RUNTIME = {
     "lineage",
     "progress",
     "stage",
+    "tables",
     "tracking",
 }
 
