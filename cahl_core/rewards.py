@@ -112,7 +112,11 @@ def fits_schema(call: ToolCall, tools: Sequence[ToolSpec]) -> bool:
         return False
     if set(spec.required) - set(call.arguments):
         return False
-    concrete = {k: v for k, v in call.arguments.items() if whole_reference(v) is None}
+    concrete = {
+        name: value
+        for name, value in call.arguments.items()
+        if all(whole_reference(leaf) is None for leaf in leaves(value))
+    }
     schema = {"type": "object", "properties": spec.properties}
     return bool(_validator(json.dumps(schema, sort_keys=True))(concrete))
 
@@ -269,7 +273,8 @@ def execution_reward(
     Args:
         calls: what the executor called for each sub-task, in plan order.
     """
-    extra = c_extra * max(0, len(calls) - len(gold))
+    # where no call is due, one sub-task that answers in words is no extra one
+    extra = c_extra * max(0, len(calls) - max(len(gold), 1))
     if not gold:
         return max(0.0, float(not any(calls)) - extra)
     scores = np.array([[semantic_reward(made, [step]) for step in gold] for made in calls])

@@ -103,7 +103,9 @@ class Assembler:
         if split != UNSEEN:
             total = self.settings.dev_tasks if split == DEV else None
             parents = self._parents(numbers, assignment)
-            for prompt in self._derived(split, parents, self._passes(numbers), total, out.dropped):
+            for prompt in self._derived(
+                split, parents, self._passes(numbers), total, assignment.unseen_tools, out.dropped
+            ):
                 added.append((prompt.id, _store(out, prompt)))
         seed = self.settings.seed
         added.sort(key=lambda item: digest([seed, "order", item[0]]))
@@ -152,10 +154,12 @@ class Assembler:
             return None
         before = self.found.tasks.task(number)
         task = without_tools(before, hidden)
+        plain = task
         if extra and task.tools:
             task = augment.add_distractors(task, pool, extra, generator)
         if renamed and task.tools:
             task = augment.rename(task, generator)
+        task = plain if _offers(task, hidden) else task  # a drawn name may be one of them
         return None if task is before else task
 
     def _pool(self, numbers: Sequence[int], assignment: Assignment) -> list[ToolSpec]:
@@ -187,6 +191,7 @@ class Assembler:
         parents: Sequence[ToolTask],
         originals: float,
         total: int | None,
+        hidden: frozenset[str],
         dropped: Counter[str],
     ) -> Iterator[Prompt]:
         """Derived tasks whose request is new, no test question, and short enough."""
@@ -202,6 +207,8 @@ class Assembler:
                 dropped["duplicate"] += 1
             elif self.benchmarks.of_task(task) is not None:
                 dropped["benchmark_overlap"] += 1
+            elif _offers(task, hidden):
+                dropped["unseen_tool"] += 1
             else:
                 self.taken.add(text)
                 fresh.append(task)
@@ -248,6 +255,10 @@ def _sampled(numbers: Sequence[int], found: Intake, seed: int) -> list[int]:
         return list(numbers)
     ordered = sorted(numbers, key=lambda n: digest([seed, "parents", found.members[n].id]))
     return sorted(ordered[:MAX_PARENTS])
+
+
+def _offers(task: ToolTask, names: frozenset[str]) -> bool:
+    return any(tool.name in names for tool in task.tools)
 
 
 def _words(task: ToolTask) -> tuple[str, ...]:

@@ -92,8 +92,8 @@ def quarantine(record: Any, source: str, record_id: str, problem: Problem) -> Qu
     """Wraps a record with the rule it broke; only known rules may be used."""
     rule, detail = problem
     assert rule in RULES
-    messages = record.get("messages") if isinstance(record, Mapping) else None
-    shown = messages if messages else record
+    given = record if isinstance(record, Mapping) else {}
+    shown = given.get("messages") or given.get("excerpt") or record
     excerpt = shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
     return Quarantined(
         source, plain(record_id), rule, plain(detail)[:DETAIL], plain(excerpt)[:EXCERPT]
@@ -105,7 +105,8 @@ def parse(record: Any, where: str) -> ToolTask | Problem:
     if isinstance(record, Mapping):
         if "malformed" in record:
             return str(record.get("rule", "malformed")), str(record["malformed"])
-        for tool in record.get("tools") or []:
+        tools = record.get("tools")
+        for tool in tools if isinstance(tools, list) else []:
             function = tool.get("function", tool) if isinstance(tool, Mapping) else None
             if isinstance(function, Mapping) and not isinstance(function.get("parameters"), dict):
                 return "tool_without_schema", f"tool '{function.get('name')}' has no parameters"

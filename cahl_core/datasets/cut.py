@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from cahl_core.datasets.adapters.conversation import recorded_results
 from cahl_core.datasets.adapters.nestful import ground
 from cahl_core.datasets.references import dependencies, levels, occurs, prune, resolve
 from cahl_core.records import Message, ToolCall, ToolTask
@@ -69,11 +70,9 @@ def _task(task: ToolTask, first: int, last: int, max_result_chars: int) -> ToolT
     places: list[int] = task.meta["answer_at"]
     messages = task.messages[: places[first]]
     steps = task.steps[first : last + 1]
-    results = [
-        result
-        for step in range(first, last + 1)
-        for result in _results(task.messages, places[step], len(task.steps[step]))
-    ]
+    end = places[last + 1] if last + 1 < len(places) else len(task.messages)
+    turns = [message.to_json() for message in task.messages[places[first] : end]]
+    results, _ = recorded_results(turns)
     parameters = {tool.name: tool.parameters for tool in task.tools}
     flat = [call for step in steps for call in step]
     said = " ".join(f"{m.content} {json.dumps(_values(m))}" for m in messages)
@@ -112,24 +111,6 @@ def _restep(
 ) -> tuple[tuple[ToolCall, ...], ...]:
     remaining = iter(calls)
     return tuple(tuple(next(remaining) for _ in step) for step in steps)
-
-
-def _results(messages: Sequence[Message], place: int, count: int) -> list[Any]:
-    """What the tool turns after message ``place`` returned; ``None`` for a call without one."""
-    found: list[Any] = []
-    for message in messages[place + 1 :]:
-        if message.role != "tool" or len(found) == count:
-            break
-        found.append(_parsed(message.content))
-    return found + [None] * (count - len(found))
-
-
-def _parsed(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return text if value is None or isinstance(value, bool | int | float) else value
 
 
 def _nowhere(calls: Sequence[ToolCall], said: str, results: Sequence[Any]) -> Iterator[str]:

@@ -210,11 +210,6 @@ def _result(outcome: Any) -> Report:
         for key in ("min_value", "max_value", "value_set", "mostly")
         if (value := configuration.kwargs.get(key)) is not None and (key, value) != ("mostly", 1)
     }
-    observed = outcome.result.get("observed_value")
-    if observed is None:
-        count = outcome.result.get("unexpected_count")
-        samples = [str(v) for v in outcome.result.get("partial_unexpected_list") or []][:SHOWN]
-        observed = f"{count} unexpected" + (f", for example {samples}" if samples else "")
     name = "".join(part.capitalize() for part in configuration.type.split("_"))
     severity = configuration.severity
     return {
@@ -223,5 +218,24 @@ def _result(outcome: Any) -> Report:
         "limits": limits,
         "success": bool(outcome.success),
         "severity": str(getattr(severity, "value", severity)),
-        "observed": observed if isinstance(observed, int | float | str) else str(observed),
+        "observed": _observed(outcome),
     }
+
+
+def _observed(outcome: Any) -> int | float | str:
+    """What was seen; where the expectation could not be evaluated, why."""
+    observed = outcome.result.get("observed_value")
+    if observed is not None:
+        return observed if isinstance(observed, int | float | str) else str(observed)
+    said = []
+    for kind in ("unexpected", "missing"):
+        count = outcome.result.get(f"{kind}_count")
+        if count or (count == 0 and kind == "unexpected"):
+            samples = [str(v) for v in outcome.result.get(f"partial_{kind}_list") or []][:SHOWN]
+            said.append(f"{count} {kind}" + (f", for example {samples}" if samples else ""))
+    if said:
+        return "; ".join(said)
+    details = outcome.exception_info or {}
+    raised = [d for d in (details, *details.values()) if isinstance(d, Mapping)]
+    reasons = [d["exception_message"] for d in raised if d.get("exception_message")]
+    return f"not evaluated: {reasons[0]}" if reasons else ""

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
+EXCERPT = 160
 PATTERNS = ("*.jsonl", "*.json", "*.parquet", "*.jsonl.gz", "*.json.gz")
-CONTROL = dict.fromkeys(
-    [*range(9), 11, 12, *range(14, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +26,7 @@ class RawRecord:
     where: str
     value: Any = None
     problem: tuple[str, str] | None = None
+    excerpt: str = ""  # how a record with a problem begins
 
 
 def read_raw(
@@ -78,26 +78,39 @@ def parse_line(line: bytes, where: str, max_chars: int) -> RawRecord:
     >>> parse_line(b'{"a": NaN}', "x:1", 100).problem
     ('not_json', 'NaN is not a JSON value')
     """
+    shown = line[: 2 * EXCERPT].decode("utf-8", errors="replace")[:EXCERPT].strip()
+
+    def broken(rule: str, detail: str) -> RawRecord:
+        return RawRecord(where, problem=(rule, detail), excerpt=shown)
+
     if len(line) > 4 * max_chars:  # UTF-8 has at most four bytes a character
-        return RawRecord(where, problem=("record_too_large", f"{len(line)} bytes"))
+        return broken("record_too_large", f"{len(line)} bytes")
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        return RawRecord(where, problem=("invalid_utf8", f"byte {error.start} of the record"))
+        return broken("invalid_utf8", f"byte {error.start} of the record")
     if len(text) > max_chars:
-        return RawRecord(
-            where, problem=("record_too_large", f"{len(text)} characters, {max_chars} allowed")
-        )
+        return broken("record_too_large", f"{len(text)} characters, {max_chars} allowed")
     try:
-        return RawRecord(where, json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique))
+        value = json.loads(
+            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique
+        )
+        return RawRecord(where, value)
     except RecursionError:
-        return RawRecord(where, problem=("not_json", "nested too deeply"))
+        return broken("not_json", "nested too deeply")
     except ValueError as error:
-        return RawRecord(where, problem=("not_json", str(error)))
+        return broken("not_json", str(error))
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON value")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):  # 1e999 is JSON text, but no number that JSON can be written from
+        raise ValueError(f"{digits} is too large a number")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

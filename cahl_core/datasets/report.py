@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def _suites(suites: Mapping[str, Any]) -> str:
             limits = ", ".join(f"{k} {v}" for k, v in r["limits"].items())
             rows.append(
                 f"<tr class={state}>"
-                + _cells([name, label, r["expectation"], r["column"], limits, r["observed"]])
+                + _cells([name, label, r["expectation"], r["column"], limits, str(r["observed"])])
                 + "</tr>"
             )
     header = ["suite", "result", "expectation", "column", "limits", "observed"]
@@ -209,8 +210,13 @@ def _quarantine(sources: Mapping[str, Any], examples: Sequence[Mapping[str, str]
     )
 
 
-def _table(header: Iterable[str], rows: Iterable[str]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in header)
+def _table(header: Iterable[str], rows: Sequence[str]) -> str:
+    kinds = [re.findall(r"<td( class=number)?>", row) for row in rows]
+    numbers = [any(column) for column in zip(*kinds, strict=True)]
+    head = "".join(
+        f"<th{' class=number' if number else ''}>{_text(name)}</th>"
+        for name, number in zip(header, numbers, strict=True)
+    )
     return f"<div class=wide><table><tr>{head}</tr>\n" + "\n".join(rows) + "\n</table></div>"
 
 
@@ -240,8 +246,9 @@ h2 { margin-top: 2.2rem }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: .88rem }
 td, th { border-bottom: 1px solid var(--line); padding: .3rem .55rem; text-align: left;
-         vertical-align: top; overflow-wrap: anywhere }
-.number { text-align: right; font-variant-numeric: tabular-nums }
+         vertical-align: top; overflow-wrap: break-word; max-width: 34rem }
+th, td:first-child, td:nth-child(2) { white-space: nowrap }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 .ok td:nth-child(2) { color: var(--ok) }
 .critical td:nth-child(2), p.critical { color: var(--bad); font-weight: 600 }
 .warning td:nth-child(2) { color: var(--warn); font-weight: 600 }

@@ -142,3 +142,23 @@ def test_a_result_names_what_was_expected_and_what_was_seen() -> None:
         "observed": "1 unexpected, for example ['700']",
     }
     assert (suite["success"], suite["warnings"], suite["rows"]) == (False, 0, 206)
+
+
+def test_a_distinct_set_that_lacks_a_value_names_it() -> None:
+    table = tasks()
+    table["split"] = "train"
+    suite = run_suites({"tasks": table, "raw": raw()}, settings())["suites"]["eval"]
+    failed = {r["severity"]: r["observed"] for r in suite["results"] if not r["success"]}
+    assert failed == {
+        "critical": "1 missing, for example ['dev']",
+        "warning": "1 missing, for example ['dev_unseen_tools']",
+    }
+
+
+def test_an_expectation_that_cannot_be_evaluated_fails_and_says_why() -> None:
+    table = tasks().drop(columns=["plan_is_gold"])
+    suite = run_suites({"tasks": table, "raw": raw()}, settings())["suites"]["sft"]
+    [result] = [r for r in suite["results"] if not r["success"]]
+    assert result["severity"] == "critical"
+    assert result["observed"].startswith("not evaluated: ")
+    assert '"plan_is_gold"' in result["observed"]

@@ -81,7 +81,7 @@ def test_counts_are_those_of_the_tasks() -> None:
 def test_tools_of_dev_that_training_never_calls_are_a_share() -> None:
     tools = found()["tools"]
     assert tools["distinct_gold"] == 3
-    assert list(tools["most_called"].items())[0] == ("find", 4)
+    assert next(iter(tools["most_called"].items())) == ("find", 4)
     assert tools["dev_tools_unseen_in_training"] == 0.5  # find is called in training, sail is not
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from cahl_core.datasets.adapters.build import complete
 from cahl_core.datasets.raw import PATTERNS, RawRecord, read_raw
 
 Record = dict[str, Any]
+EXCERPT = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +30,17 @@ Identify = Callable[[str, int], str | None]
 FAULTS = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
 
-def malformed(source: str, record_id: str, reason: str, rule: str = "malformed") -> Record:
-    """The stand-in for a record that cannot be read as a task."""
-    return {"id": record_id, "source": source, "malformed": reason, "rule": rule}
+def malformed(
+    source: str, record_id: str, reason: str, rule: str = "malformed", excerpt: str = ""
+) -> Record:
+    """The stand-in for a record that cannot be read as a task; ``excerpt`` is how the record begins."""
+    return {
+        "id": record_id,
+        "source": source,
+        "malformed": reason,
+        "rule": rule,
+        "excerpt": excerpt,
+    }
 
 
 def per_record(
@@ -62,7 +72,7 @@ def converted(
     """The records of one raw value, or the one malformed record that says why there is none."""
     if raw.problem is not None:
         rule, detail = raw.problem
-        yield malformed(source, record_id, f"{raw.where}: {detail}", rule)
+        yield malformed(source, record_id, f"{raw.where}: {detail}", rule, raw.excerpt)
         return
     try:
         found = convert(raw.value, source, record_id)
@@ -70,6 +80,9 @@ def converted(
         done = [r if "malformed" in r else complete(r, limits.result_chars) for r in records]
     except FAULTS as error:
         reason = f"{raw.where}: {type(error).__name__}: {error}"
-        yield malformed(source, record_id, reason)
-        return
-    yield from done
+        own = raw.value.get("id") if isinstance(raw.value, dict) else None
+        done = [malformed(source, own if isinstance(own, str) else record_id, reason)]
+    for record in done:
+        if "malformed" in record and not record.get("excerpt"):
+            record["excerpt"] = json.dumps(raw.value, ensure_ascii=False)[:EXCERPT]
+        yield record
