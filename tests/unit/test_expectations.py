@@ -112,7 +112,7 @@ def test_a_training_prompt_that_offers_an_unseen_tool_is_critical() -> None:
     ("column", "rows", "value", "expected"),
     [
         ("rule", range(1, 30), "wrong_type", {("raw", "rule"): "warning"}),
-        ("rule", range(1, 30), "prompt_too_long", {}),
+        ("rule", range(1, 90), "prompt_too_long", {}),
         ("rule", range(1, 90), "wrong_type", {("raw", "faulty_share"): "critical",
                                               ("raw", "rule"): "warning"}),
         ("source", range(200), "one", {("raw", "source"): "critical"}),
