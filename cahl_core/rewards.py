@@ -151,6 +151,10 @@ def semantic_reward(calls: Sequence[ToolCall], gold: Sequence[ToolCall]) -> floa
     """
     if not calls or not gold:
         return float(len(calls) == len(gold))
+    if len(calls) == len(gold) == 1:
+        if calls[0].name != gold[0].name:
+            return 0.0
+        return (1.0 + _key_match(calls[0], gold[0]) + _value_match(calls[0], gold[0])) / 3
     names, gold_names = Counter(c.name for c in calls), Counter(c.name for c in gold)
     overlap = (names & gold_names).total() / (names | gold_names).total()
     keys = np.array([[_key_match(c, g) for g in gold] for c in calls])

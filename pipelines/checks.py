@@ -6,7 +6,8 @@ for drift. A failed critical expectation is an ERROR and blocks what follows; a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,43 +30,31 @@ SUITES = {
     "rl": "Great Expectations on what gold earns: a reward that gold cannot reach teaches nonsense.",
     "eval": "Great Expectations on the splits: no request twice, no unseen tool in training.",
 }
+DESCRIPTIONS = {
+    **{f"expectations_{name}": text for name, text in SUITES.items()},
+    "decontamination": "Every test set named in prepare.decontaminate was compared with.",
+    "drift": "How far the data moved since their previous version.",
+}
 
 
-def prepared_data_checks(root: Path) -> list[dg.AssetChecksDefinition]:
-    """All checks of the asset ``prepare``."""
-    checks = [
-        _check(f"expectations_{name}", text, True, _of_suite(root, name))
-        for name, text in SUITES.items()
-    ]
-    return [
-        *checks,
-        _check(
-            "decontamination",
-            "Every test set named in prepare.decontaminate was compared with.",
-            True,
-            lambda: judge_contamination(root / CONTAMINATION),
-        ),
-        _check(
-            "drift",
-            "How far the data moved since their previous version.",
-            False,
-            lambda: judge_drift(root / DRIFT),
-        ),
+def prepared_data_checks(root: Path) -> dg.AssetChecksDefinition:
+    """All checks of the asset ``prepare``, in one step."""
+    verdicts: dict[str, Callable[[], dg.AssetCheckResult]] = {
+        f"expectations_{name}": partial(judge, root / EXPECTATIONS, name) for name in SUITES
+    }
+    verdicts["decontamination"] = partial(judge_contamination, root / CONTAMINATION)
+    verdicts["drift"] = partial(judge_drift, root / DRIFT)
+    specs = [
+        dg.AssetCheckSpec(name, asset="prepare", description=text, blocking=name != "drift")
+        for name, text in DESCRIPTIONS.items()
     ]
 
+    @dg.multi_asset_check(specs=specs, name="prepared_data")
+    def checks() -> Iterator[dg.AssetCheckResult]:
+        for name, verdict in verdicts.items():
+            yield verdict()._replace(asset_key=dg.AssetKey("prepare"), check_name=name)
 
-def _of_suite(root: Path, name: str) -> Callable[[], dg.AssetCheckResult]:
-    return lambda: judge(root / EXPECTATIONS, name)
-
-
-def _check(
-    name: str, description: str, blocking: bool, verdict: Callable[[], dg.AssetCheckResult]
-) -> dg.AssetChecksDefinition:
-    @dg.asset_check(asset="prepare", name=name, blocking=blocking, description=description)
-    def check() -> dg.AssetCheckResult:
-        return verdict()
-
-    return check
+    return checks
 
 
 def judge(path: Path, suite: str) -> dg.AssetCheckResult:

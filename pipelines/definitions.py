@@ -16,7 +16,7 @@ def build_definitions(root: Path) -> dg.Definitions:
     """Everything Dagster shows of the project in ``root``."""
     return dg.Definitions(
         assets=stage_assets(root),
-        asset_checks=prepared_data_checks(root),
+        asset_checks=[prepared_data_checks(root)],
         jobs=[pipeline],
         schedules=[retraining],
         resources=resources(root),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from cahl_core.datasets.judge import Bench, Prompt
 from cahl_core.datasets.splits import DEV, SPLITS, TRAIN, UNSEEN, Assignment, assign, without_tools
 from cahl_core.datasets.store import LineStore
 from cahl_core.errors import ConfigError, DataError
-from cahl_core.files import digest
+from cahl_core.files import digest, dump_json
 from cahl_core.records import ToolSpec, ToolTask
 
 MAX_PARENTS = 20_000  # derived tasks are made from at most this many records of a split
@@ -66,6 +67,7 @@ class Assembler:
         self.bench = bench
         self.shares = derived_shares(settings)
         self.taken: set[tuple[str, ...]] = set()
+        self._named: tuple[frozenset[str], re.Pattern[bytes]] | None = None
 
     def assemble(self, tasks: LineStore, facts: LineStore) -> Splits:
         """All splits; ``dev`` before ``train``, so that a derived request of dev is never trained on.
@@ -150,7 +152,7 @@ class Assembler:
         renamed = split == TRAIN and generator.random() < settings.rename_share
         extra = generator.randint(0, settings.distractors) if split == TRAIN else 0
         hidden = assignment.unseen_tools if split != UNSEEN else frozenset[str]()
-        if not (renamed or extra or hidden):
+        if not (renamed or extra or self._shows(number, hidden)):
             return None
         before = self.found.tasks.task(number)
         task = without_tools(before, hidden)
@@ -161,6 +163,15 @@ class Assembler:
             task = augment.rename(task, generator)
         task = plain if _offers(task, hidden) else task  # a drawn name may be one of them
         return None if task is before else task
+
+    def _shows(self, number: int, names: frozenset[str]) -> bool:
+        """Whether the task's line may offer one of the tools, told without parsing it."""
+        if not names:
+            return False
+        if self._named is None or self._named[0] is not names:
+            written = b"|".join(re.escape(dump_json(name).encode()) for name in sorted(names))
+            self._named = names, re.compile(b'"name":(?:' + written + b")")
+        return self._named[1].search(self.found.tasks.line(number)) is not None
 
     def _pool(self, numbers: Sequence[int], assignment: Assignment) -> list[ToolSpec]:
         """One tool of each name that the split's records offer."""

@@ -2,7 +2,9 @@
 
 Shares of sources and kinds are compared by total variation distance, shapes and lengths by the
 population stability index (PSI) of their histograms. Rules of thumb of credit scoring, where PSI comes
-from, put a slight shift at 0.1 and a large one at 0.25.
+from, put a slight shift at 0.1 and a large one at 0.25. A measure counts only beyond what chance gives:
+between two samples of one distribution PSI is about chi-squared with B - 1 degrees of freedom times
+1/n + 1/m (B bins, n and m tasks), and total variation at most half the root of that.
 """
 
 from __future__ import annotations
@@ -59,11 +61,12 @@ def compare(current: Mapping[str, Any], previous: Mapping[str, Any] | None) -> d
         return {"verdict": "first version", "measures": {}, "sentences": []}
     measures: dict[str, dict[str, Any]] = {}
     for name, pair in _categories(current, previous).items():
-        measures[name] = _measure("total variation", total_variation(*pair))
+        noise = math.sqrt(chance(*pair)) / 2
+        measures[name] = _measure("total variation", total_variation(*pair), noise)
     for group, names in (("shapes", SHAPES), ("lengths", LENGTHS)):
         for name in names:
             pair = (_histogram(current[group][name]), _histogram(previous[group][name]))
-            measures[name] = _measure("stability index", stability_index(*pair))
+            measures[name] = _measure("stability index", stability_index(*pair), chance(*pair))
     verdicts = [m["verdict"] for m in measures.values()]
     worst = next((v for v in ("large", "slight") if v in verdicts), "none")
     sentences = [
@@ -89,9 +92,24 @@ def _categories(
     }
 
 
-def _measure(name: str, value: float) -> dict[str, Any]:
-    verdict = "large" if value > LARGE else "slight" if value > SLIGHT else "none"
-    return {"measure": name, "value": round(value, 6), "verdict": verdict}
+def chance(a: Mapping[str, int], b: Mapping[str, int]) -> float:
+    """The PSI that two samples of one distribution stay below 95 times in 100."""
+    from scipy.stats import chi2
+
+    bins, n, m = len(a.keys() | b.keys()), sum(a.values()), sum(b.values())
+    if bins < 2 or not n or not m:
+        return 0.0
+    return float(chi2.ppf(0.95, bins - 1)) * (1 / n + 1 / m)
+
+
+def _measure(name: str, value: float, noise: float) -> dict[str, Any]:
+    shift = "large" if value > LARGE else "slight" if value > SLIGHT else "none"
+    return {
+        "measure": name,
+        "value": round(value, 6),
+        "chance": round(noise, 6),
+        "verdict": shift if value > noise else "none",
+    }
 
 
 def _histogram(found: Mapping[str, Any]) -> dict[str, int]:
@@ -99,12 +117,12 @@ def _histogram(found: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _tools(current: Mapping[str, Any], previous: Mapping[str, Any]) -> list[str]:
-    now, before = (set(s["tools"]["most_called"]) for s in (current, previous))
+    now, before = (set(s["tools"]["names"]) for s in (current, previous))
     said = []
-    if new := sorted(now - before):
-        said.append(f"newly among the tools called most: {', '.join(new[:LISTED])}")
-    if gone := sorted(before - now):
-        said.append(f"no longer among them: {', '.join(gone[:LISTED])}")
+    for names, what in ((now - before, "tools newly called"), (before - now, "no longer called")):
+        if names:
+            more = ", ..." if len(names) > LISTED else ""
+            said.append(f"{what}: {len(names)} ({', '.join(sorted(names)[:LISTED])}{more})")
     return said
 
 

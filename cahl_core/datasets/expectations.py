@@ -167,12 +167,6 @@ def _sft(settings: Settings) -> list[Any]:
         gxe.ExpectColumnValuesToBeBetween(
             column="context_tokens", max_value=settings.model.max_context, **CRITICAL
         ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="plan_tokens",
-            max_value=settings.train.planner.max_tokens,
-            mostly=0.95,
-            **WARNING,
-        ),
     ]
 
 

@@ -46,13 +46,13 @@ def curriculum(task: ToolTask) -> dict[str, int]:
     }
 
 
-def facts(task: ToolTask, lengths: Lengths, weights: RewardSettings) -> dict[str, Any]:
+def facts(task: ToolTask, lengths: Lengths) -> dict[str, Any]:
     """The row of one task, without its split."""
     levels = task.meta.get("levels") or [0] * len(task.calls)
     gold_tools = sorted({call.name for call in task.calls})
     offered = sorted({tool.name for tool in task.tools})
     shape = curriculum(task)
-    planned, executed = gold_rewards(task, weights)
+    planned, executed = gold_rewards(task, RewardSettings())
     return {
         "id": task.id,
         "source": task.source,
@@ -82,7 +82,10 @@ def facts(task: ToolTask, lengths: Lengths, weights: RewardSettings) -> dict[str
 
 
 def gold_rewards(task: ToolTask, weights: RewardSettings) -> tuple[float, float]:
-    """What gold plan and gold calls earn, as shares of the maximum: 1 unless gold cannot be met."""
+    """What gold plan and gold calls earn, as shares of the maximum: 1 unless gold cannot be met.
+
+    Whether it is 1 does not depend on the weights, so preparation takes the default ones.
+    """
     plan = task.plan or Plan(())
     gold = resolved_gold(task)
     remaining = iter(gold)

@@ -115,7 +115,7 @@ class Judge:
         lengths = self.meter.measure(task)
         if (problem := self.meter.problem(lengths)) is not None:
             return self._aside(task.to_json(), task.source, task.id, problem)
-        row = facts(task, lengths, self.settings.train.rewards)
+        row = facts(task, lengths)
         return Prompt(
             task.id,
             _text_key(task),

@@ -119,7 +119,8 @@ def _write(stage: StageRun, made: Prepared) -> None:
         shutil.copyfile(stage.root / path, copies / path.name)
     metrics = summarise(made, stage.settings.prepare)
     write_json(stage.root / METRICS, metrics)
-    moved = drift.record(copies, summary)
+    # what failed is no version to compare with
+    moved = drift.record(copies, summary) if suites["success"] else {"verdict": "not compared"}
     _report(stage, metrics, suites, moved)
 
 

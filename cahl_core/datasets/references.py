@@ -36,7 +36,7 @@ class Reference:
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """All scalar leaves with their paths, depth first."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         for key, item in value.items():
             yield from leaves(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list):

@@ -25,7 +25,8 @@ STATISTICS = Path("reports") / "data" / "statistics.json"
 SHAPES = ("n_steps", "n_calls", "depth", "parallel", "n_tools", "n_messages")
 LENGTHS = ("planner_tokens", "executor_tokens", "plan_tokens", "execution_tokens")
 TOKEN_BINS = (0, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
-MOST = 12  # counts above are put together
+SINGLE = 11  # up to here each number has a bin of its own
+COUNT_BINS = (*range(SINGLE + 2), 16, 24, 32, 64, 128)  # each up to the next, the last without end
 CLASSIFIED = 300  # requests per source whose language is told
 TOP_TOOLS = 20
 Counts = dict[str, int]
@@ -49,7 +50,7 @@ def summarise(
             name: {**counts, **_of_source(tasks[tasks["source"] == name])}
             for name, counts in sources.items()
         },
-        "shapes": {name: _capped(tasks[name]) for name in SHAPES},
+        "shapes": {name: _binned(tasks[name]) for name in SHAPES},
         "lengths": {name: lengths(tasks[name]) for name in LENGTHS},
         "tools": _tools(tasks),
         "languages": languages(tasks),
@@ -66,7 +67,7 @@ def _of_source(tasks: pd.DataFrame) -> dict[str, Any]:
     return {
         "written": {split: int((tasks["split"] == split).sum()) for split in SPLITS},
         "kinds": _counts(tasks["kind"]),
-        "shapes": {name: _capped(tasks[name]) for name in SHAPES},
+        "shapes": {name: _binned(tasks[name]) for name in SHAPES},
         "lengths": {name: lengths(tasks[name]) for name in LENGTHS},
     }
 
@@ -76,10 +77,10 @@ def _counts(values: pd.Series[Any]) -> Counts:
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _capped(values: pd.Series[int]) -> Counts:
-    """Counts of small whole numbers, in order; ``12+`` holds the rest."""
-    found = Counter(min(int(v), MOST) for v in values)
-    return {f"{n}+" if n == MOST else str(n): found[n] for n in sorted(found)}
+def _binned(values: pd.Series[int]) -> Counts:
+    """Counts of whole numbers by `COUNT_BINS`, in order; ``16+`` holds 16 to 23."""
+    found = Counter(max(b for b in COUNT_BINS if b <= int(v)) for v in values)
+    return {f"{n}+" if n > SINGLE else str(n): found[n] for n in sorted(found)}
 
 
 def lengths(values: pd.Series[int]) -> dict[str, Any]:
@@ -105,6 +106,7 @@ def _tools(tasks: pd.DataFrame) -> dict[str, Any]:
     new = names[UNSEEN] | names[DEV]
     return {
         "distinct_gold": len(gold),
+        "names": sorted(gold),
         "most_called": dict(sorted(gold.items(), key=lambda i: (-i[1], i[0]))[:TOP_TOOLS]),
         "dev_tools_unseen_in_training": round(len(new - names[TRAIN]) / max(len(new), 1), 4),
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def statistics() -> dict[str, Any]:
         "languages": {"all": {"en": 100}},
         "shapes": {name: {"1": 50, "2": 50} for name in SHAPES},
         "lengths": {name: {"histogram": {"64": 70, "128": 30}} for name in LENGTHS},
-        "tools": {"most_called": {"find": 9, "book": 5}},
+        "tools": {"names": ["book", "find"]},
     }
 
 
@@ -74,15 +76,30 @@ def test_what_moved_is_named(path: tuple[str, ...], value: Any, verdict: str, me
 def test_the_previous_version_is_the_last_one_that_differs(tmp_path: Path) -> None:
     first, second = statistics(), statistics()
     second["kinds"] = {"qa": 100}
-    second["tools"] = {"most_called": {"find": 9, "sell": 5}}
+    second["tools"] = {"names": ["find", "sell"]}
     assert record(tmp_path, first)["verdict"] == "first version"
     assert record(tmp_path, first)["verdict"] == "first version"
     for _ in range(2):  # preparing the same again changes nothing
         found = record(tmp_path, second)
         assert found["verdict"] == "large"
         assert found["sentences"][-2:] == [
-            "newly among the tools called most: sell",
-            "no longer among them: book",
+            "tools newly called: 1 (sell)",
+            "no longer called: 1 (book)",
         ]
     assert read_json(tmp_path / "previous.json") == first
     assert read_json(tmp_path / "drift.json") == found
+
+
+def test_two_samples_of_one_distribution_rarely_drift() -> None:
+    generator = random.Random(0)
+    verdicts = []
+    for _ in range(200):
+        pair = []
+        for size in (60, 80):
+            found = statistics()
+            drawn = Counter(generator.choices("abcdefgh", weights=range(1, 9), k=size))
+            found["kinds"] = found["shapes"]["n_tools"] = dict(drawn)
+            pair.append(found)
+        verdicts.append(compare(pair[0], pair[1])["verdict"])
+    # each of the two measures may exceed chance 5 times in 100
+    assert verdicts.count("none") > 200 * 0.85

@@ -31,7 +31,9 @@ def convert(value: Any, source: str, record_id: str) -> Record:
     for key in ("messages", "tools", "answers"):
         if not isinstance(value.get(key, []), list):
             kind = type(value[key]).__name__
-            return malformed(source, record_id, f"field '{key}' is {kind}, must be a list")
+            own = value.get("id")
+            own = own if isinstance(own, str) else record_id
+            return malformed(source, own, f"field '{key}' is {kind}, must be a list")
     given = value.get("id", record_id)
     record = {**value, "id": given if isinstance(given, str) else str(given), "source": source}
     meta = value.get("meta")
