@@ -10,16 +10,17 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cahl_core.config import PrepareSettings
 from cahl_core.datasets import augment, negatives
 from cahl_core.datasets.catalogue import Catalogue
-from cahl_core.datasets.contamination import Benchmarks, normalise
+from cahl_core.datasets.contamination import normalise
 from cahl_core.datasets.derive import KINDS, derive
 from cahl_core.datasets.intake import Intake
-from cahl_core.datasets.judge import Bench, Prompt
+from cahl_core.datasets.judge import Judge, Prompt
+from cahl_core.datasets.parallel import Run, processes
 from cahl_core.datasets.splits import DEV, SPLITS, TRAIN, UNSEEN, Assignment, assign, without_tools
 from cahl_core.datasets.store import LineStore
 from cahl_core.errors import ConfigError, DataError
@@ -58,16 +59,15 @@ def derived_shares(settings: PrepareSettings) -> dict[str, float]:
 class Assembler:
     """Builds the splits of one intake into new line stores."""
 
-    def __init__(
-        self, found: Intake, settings: PrepareSettings, benchmarks: Benchmarks, bench: Bench
-    ) -> None:
+    def __init__(self, found: Intake, judge: Judge, finish: Run, workers: int) -> None:
         self.found = found
-        self.settings = settings
-        self.benchmarks = benchmarks
-        self.bench = bench
-        self.shares = derived_shares(settings)
+        self.judge = judge
+        self.finish = finish
+        self.workers = workers
+        self.settings = judge.settings.prepare
+        self.benchmarks = judge.benchmarks
+        self.shares = derived_shares(self.settings)
         self.taken: set[tuple[str, ...]] = set()
-        self._named: tuple[frozenset[str], re.Pattern[bytes]] | None = None
 
     def assemble(self, tasks: LineStore, facts: LineStore) -> Splits:
         """All splits; ``dev`` before ``train``, so that a derived request of dev is never trained on.
@@ -120,58 +120,18 @@ class Assembler:
     ) -> Iterator[Prompt]:
         """Each kept task of the split once: as it is, or with its tools changed."""
         pool = self._pool(numbers, assignment) if self.settings.distractors else []
-        changed: list[tuple[int, ToolTask]] = []
-        for number in numbers:
-            task = self._changed(number, split, assignment, pool)
-            if task is None:
-                yield self._as_it_is(number)
-            else:
-                changed.append((number, task))
-                if len(changed) == 1024:
-                    yield from self._finished(changed)
-                    changed = []
-        yield from self._finished(changed)
-
-    def _finished(self, changed: Sequence[tuple[int, ToolTask]]) -> Iterator[Prompt]:
-        """The changed tasks; one that outgrew the limits of length stays as it was."""
-        for (number, _), prompt in zip(
-            changed, self.bench.finish(task for _, task in changed), strict=True
-        ):
-            yield self._as_it_is(number) if prompt.quarantined is not None else prompt
+        hidden = assignment.unseen_tools if split != UNSEEN else frozenset[str]()
+        change = Change(self.found, self.judge, pool, hidden, split == TRAIN)
+        self.found.tasks.flush()
+        with processes(change, self.workers) as run:
+            changed = itertools.chain.from_iterable(run(numbers))
+            for number, prompt in zip(numbers, changed, strict=True):
+                yield self._as_it_is(number) if prompt is None else prompt
 
     def _as_it_is(self, number: int) -> Prompt:
         member = self.found.members[number]
         line, facts = self.found.tasks.line(number), self.found.facts.line(number)
         return Prompt(member.id, b"", line, facts, member.gold_tools)
-
-    def _changed(
-        self, number: int, split: str, assignment: Assignment, pool: Sequence[ToolSpec]
-    ) -> ToolTask | None:
-        settings, task_id = self.settings, self.found.members[number].id
-        generator = random.Random(f"{settings.seed} augment {task_id}")
-        renamed = split == TRAIN and generator.random() < settings.rename_share
-        extra = generator.randint(0, settings.distractors) if split == TRAIN else 0
-        hidden = assignment.unseen_tools if split != UNSEEN else frozenset[str]()
-        if not (renamed or extra or self._shows(number, hidden)):
-            return None
-        before = self.found.tasks.task(number)
-        task = without_tools(before, hidden)
-        plain = task
-        if extra and task.tools:
-            task = augment.add_distractors(task, pool, extra, generator)
-        if renamed and task.tools:
-            task = augment.rename(task, generator)
-        task = plain if _offers(task, hidden) else task  # a drawn name may be one of them
-        return None if task is before else task
-
-    def _shows(self, number: int, names: frozenset[str]) -> bool:
-        """Whether the task's line may offer one of the tools, told without parsing it."""
-        if not names:
-            return False
-        if self._named is None or self._named[0] is not names:
-            written = b"|".join(re.escape(dump_json(name).encode()) for name in sorted(names))
-            self._named = names, re.compile(b'"name":(?:' + written + b")")
-        return self._named[1].search(self.found.tasks.line(number)) is not None
 
     def _pool(self, numbers: Sequence[int], assignment: Assignment) -> list[ToolSpec]:
         """One tool of each name that the split's records offer."""
@@ -208,11 +168,21 @@ class Assembler:
         """Derived tasks whose request is new, no test question, and short enough."""
         whole = total or round(originals / (1 - sum(self.shares.values())))
         counts = {kind: round(whole * share) for kind, share in self.shares.items()}
-        wanted = sum(counts.values())
-        fresh: list[ToolTask] = []
-        made = 0
-        for task in self._made(split, parents, counts):
-            made += 1
+        made = self._fresh(self._made(split, parents, counts), hidden, dropped)
+        before, kept = dropped.total(), 0
+        for prompt in itertools.chain.from_iterable(self.finish(made)):
+            if prompt.quarantined is None:
+                kept += 1
+                yield prompt
+            else:
+                dropped[prompt.quarantined.rule] += 1
+        refused = dropped.total() - before
+        dropped["not_made"] += sum(counts.values()) - kept - refused
+
+    def _fresh(
+        self, tasks: Iterable[ToolTask], hidden: frozenset[str], dropped: Counter[str]
+    ) -> Iterator[ToolTask]:
+        for task in tasks:
             text = _words(task)
             if text in self.taken and "request_of" not in task.meta:
                 dropped["duplicate"] += 1
@@ -222,13 +192,7 @@ class Assembler:
                 dropped["unseen_tool"] += 1
             else:
                 self.taken.add(text)
-                fresh.append(task)
-        dropped["not_made"] += wanted - made
-        for prompt in self.bench.finish(fresh):
-            if prompt.quarantined is None:
-                yield prompt
-            else:
-                dropped[prompt.quarantined.rule] += 1
+                yield task
 
     def _made(
         self, split: str, parents: Sequence[ToolTask], counts: Mapping[str, int]
@@ -258,6 +222,54 @@ class Assembler:
             task = negatives.without_gold_tools(parent, pool, generator)
             if task is not None:
                 yield replace(task, meta={**task.meta, "request_of": parent.id})
+
+
+class Change:
+    """Changes the tools of original records: new names, tools of other records, none that is hidden."""
+
+    def __init__(
+        self,
+        found: Intake,
+        judge: Judge,
+        pool: Sequence[ToolSpec],
+        hidden: frozenset[str],
+        augmented: bool,
+    ) -> None:
+        self.found, self.judge, self.pool, self.hidden = found, judge, pool, hidden
+        self.settings = judge.settings.prepare
+        self.augmented = augmented
+        written = b"|".join(re.escape(dump_json(name).encode()) for name in sorted(hidden))
+        self.shows = re.compile(b'"name":(?:' + written + b")") if hidden else None
+
+    def chunk(self, items: Sequence[int]) -> list[Prompt | None]:
+        """The changed tasks finished; ``None`` for one that stays as it is."""
+        return [self._one(number) for number in items]
+
+    def _one(self, number: int) -> Prompt | None:
+        task_id = self.found.members[number].id
+        generator = random.Random(f"{self.settings.seed} augment {task_id}")
+        renamed = self.augmented and generator.random() < self.settings.rename_share
+        extra = generator.randint(0, self.settings.distractors) if self.augmented else 0
+        line = self.found.tasks.line(number)
+        shown = self.shows is not None and self.shows.search(line) is not None
+        if not (renamed or extra or shown):
+            return None
+        before = ToolTask.from_json(json.loads(line))
+        if not before.tools:
+            return None
+        plain = task = without_tools(before, self.hidden)
+        if extra and task.tools:
+            task = augment.add_distractors(task, self.pool, extra, generator)
+        if renamed and task.tools:
+            task = augment.rename(task, generator)
+        task = plain if _offers(task, self.hidden) else task  # a drawn name may be one of them
+        for candidate in (task, plain):
+            if candidate is before:
+                return None
+            prompt = self.judge.finished(candidate)
+            if prompt.quarantined is None:  # else it outgrew the limits of length
+                return prompt
+        return None
 
 
 def _sampled(numbers: Sequence[int], found: Intake, seed: int) -> list[int]:

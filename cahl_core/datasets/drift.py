@@ -55,9 +55,10 @@ def compare(current: Mapping[str, Any], previous: Mapping[str, Any] | None) -> d
     """Every measure with its verdict (``none``, ``slight``, ``large``), and the worst of them.
 
     Args:
-        current, previous: what `statistics.summarise` gives; ``None`` where there is no earlier one.
+        current, previous: what `statistics.summarise` gives; ``None`` where there is no earlier one
+            (one that another release wrote in another form counts as none).
     """
-    if previous is None:
+    if previous is None or previous.get("form") != current.get("form"):
         return {"verdict": "first version", "measures": {}, "sentences": []}
     measures: dict[str, dict[str, Any]] = {}
     for name, pair in _categories(current, previous).items():
@@ -93,13 +94,13 @@ def _categories(
 
 
 def chance(a: Mapping[str, int], b: Mapping[str, int]) -> float:
-    """The PSI that two samples of one distribution stay below 95 times in 100."""
+    """The PSI that two samples of one distribution stay below 99 times in 100."""
     from scipy.stats import chi2
 
     bins, n, m = len(a.keys() | b.keys()), sum(a.values()), sum(b.values())
     if bins < 2 or not n or not m:
         return 0.0
-    return float(chi2.ppf(0.95, bins - 1)) * (1 / n + 1 / m)
+    return float(chi2.ppf(0.99, bins - 1)) * (1 / n + 1 / m)
 
 
 def _measure(name: str, value: float, noise: float) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from cahl_core.datasets.adapters import READERS, ReadLimits, Record
 from cahl_core.datasets.checks import EXCERPT, LIMITS, Quarantined
 from cahl_core.datasets.contamination import Overlap, source_format
 from cahl_core.datasets.dedup import Signatures, near_duplicates
-from cahl_core.datasets.judge import Bench, JudgedRecord, Prompt
+from cahl_core.datasets.judge import JudgedRecord, Prompt
+from cahl_core.datasets.parallel import Run
 from cahl_core.datasets.sources import Source
 from cahl_core.datasets.splits import Member
 from cahl_core.datasets.store import LineStore
@@ -216,7 +217,7 @@ def take_in(
     stage: StageRun,
     sources: list[Source],
     settings: PrepareSettings,
-    bench: Bench,
+    judge: Run,
     tasks: LineStore,
     facts: LineStore,
 ) -> Intake:
@@ -228,7 +229,7 @@ def take_in(
         counts = found.counts.setdefault(source.name, Counts())
         records = _without(held_out.get(source.name, set()), found,
                            read_source(stage.root, source, settings))  # fmt: skip
-        for judged, signatures in bench.judge(records):
+        for judged, signatures in judge(records):
             found.add(judged, signatures)
         stage.log(f"{source.name}: {counts.records} records, {counts.tasks} prompts, {counts.kept} "
                   f"kept, {counts.held_out} held out, quarantined {dict(counts.quarantined)}")  # fmt: skip

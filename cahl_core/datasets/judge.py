@@ -7,8 +7,7 @@ of the records, so that the result does not depend on how many processes judged 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from cahl_core.datasets.augment import shuffle_tools
 from cahl_core.datasets.checks import EXCERPT, Problem, Quarantined, check, parse, quarantine
 from cahl_core.datasets.contamination import Benchmarks, Overlap, normalise
 from cahl_core.datasets.cut import cut, dialogue_problem, is_dialogue
-from cahl_core.datasets.dedup import Signatures, signatures
+from cahl_core.datasets.dedup import signatures
 from cahl_core.datasets.derive import with_plan
 from cahl_core.datasets.facts import curriculum, facts
 from cahl_core.datasets.negatives import ask_in_dialogue
@@ -26,7 +25,6 @@ from cahl_core.datasets.prompts import NoMeter, PromptMeter
 from cahl_core.files import digest, dump_json
 from cahl_core.records import ToolTask
 
-CHUNK = 32
 ASKS = 2  # of one dialogue
 
 
@@ -66,8 +64,11 @@ class Judge:
     benchmarks: Benchmarks
     settings: Settings
 
-    def chunk(self, records: Sequence[Record]) -> tuple[list[JudgedRecord], Signatures]:
-        """The records judged, in order, and the MinHash signature of each one's user texts."""
+    def chunk(self, items: Sequence[Record | ToolTask]) -> Any:
+        """Records judged, with the MinHash signatures of their users' texts; tasks finished."""
+        if items and isinstance(items[0], ToolTask):
+            return [self.finished(task) for task in items if isinstance(task, ToolTask)]
+        records = [record for record in items if not isinstance(record, ToolTask)]
         judged = [self.record(record) for record in records]
         return judged, signatures(_user_words(record) for record in records)
 
@@ -154,63 +155,3 @@ def _size(record: Record) -> int:
     return (
         sum(len(str(m)) for m in record.get("messages") or ()) if "malformed" not in record else 0
     )
-
-
-# --- processes -----------------------------------------------------------------------------------
-
-_judge: Judge | None = None
-
-
-def _adopt(judge: Judge) -> None:
-    global _judge
-    _judge = judge
-
-
-def _chunk(records: Sequence[Record]) -> tuple[list[JudgedRecord], Signatures]:
-    assert _judge is not None
-    return _judge.chunk(records)
-
-
-def _finish(tasks: Sequence[ToolTask]) -> list[Prompt]:
-    assert _judge is not None
-    return [_judge.finished(task) for task in tasks]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Judges records and finishes tasks, in this process or in several; results keep their order."""
-
-    map: Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-
-    def judge(self, records: Iterable[Record]) -> Iterator[tuple[list[JudgedRecord], Signatures]]:
-        yield from self.map(_chunk, _chunks(records))
-
-    def finish(self, tasks: Iterable[ToolTask]) -> Iterator[Prompt]:
-        for prompts in self.map(_finish, _chunks(tasks)):
-            yield from prompts
-
-
-@contextmanager
-def bench(judge: Judge, workers: int) -> Iterator[Bench]:
-    """A `Bench` of ``workers`` processes; 1 works in this one."""
-    if workers <= 1:
-        _adopt(judge)
-        yield Bench(map)
-        return
-    import multiprocessing
-
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
-    with context.Pool(workers, _adopt, (judge,)) as pool:
-        yield Bench(pool.imap)
-
-
-def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
-    pending: list[Any] = []
-    for item in items:
-        pending.append(item)
-        if len(pending) == CHUNK:
-            yield pending
-            pending = []
-    if pending:
-        yield pending

@@ -18,7 +18,8 @@ from cahl_core.datasets.assemble import Assembler, Splits
 from cahl_core.datasets.contamination import read_benchmarks
 from cahl_core.datasets.contamination import report as contamination_report
 from cahl_core.datasets.intake import Intake, take_in
-from cahl_core.datasets.judge import Judge, bench
+from cahl_core.datasets.judge import Judge
+from cahl_core.datasets.parallel import processes
 from cahl_core.datasets.prompts import PromptMeter
 from cahl_core.datasets.sources import Source, load_sources, pick, require_use
 from cahl_core.datasets.splits import DEV, SPLITS, TRAIN, UNSEEN
@@ -65,12 +66,12 @@ def run(stage: StageRun) -> None:
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         stores = [stack.enter_context(LineStore(scratch / f"{n}.jsonl")) for n in range(4)]
-        workers = stack.enter_context(bench(judge, _workers(settings)))
+        workers = _workers(settings)
+        run_judge = stack.enter_context(processes(judge, workers))
         with stage.phase("check"):
-            found = take_in(stage, sources, settings, workers, stores[0], stores[1])
+            found = take_in(stage, sources, settings, run_judge, stores[0], stores[1])
         with stage.phase("assemble"):
-            assembler = Assembler(found, settings, benchmarks, workers)
-            splits = assembler.assemble(stores[2], stores[3])
+            splits = Assembler(found, judge, run_judge, workers).assemble(stores[2], stores[3])
         with stage.phase("write"):
             offered = output.offered_tools(splits)
             contamination = contamination_report(benchmarks, unchecked, found.contaminated, offered)

@@ -29,6 +29,7 @@ SINGLE = 11  # up to here each number has a bin of its own
 COUNT_BINS = (*range(SINGLE + 2), 16, 24, 32, 64, 128)  # each up to the next, the last without end
 CLASSIFIED = 300  # requests per source whose language is told
 TOP_TOOLS = 20
+FORM = 1  # of the statistics; drift is told only between equal ones
 Counts = dict[str, int]
 
 
@@ -43,6 +44,7 @@ def summarise(
         contamination: the content of ``contamination.json``.
     """
     return {
+        "form": FORM,
         "tasks": len(tasks),
         "splits": {split: int((tasks["split"] == split).sum()) for split in SPLITS},
         "kinds": _counts(tasks["kind"]),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from cahl_core.files import storage_errors
 from cahl_core.records import ToolTask
+
+BUFFER = 1 << 20
 
 
 class LineStore:
@@ -23,12 +26,12 @@ class LineStore:
         self._offsets = array("Q", [0])
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = path.open("w+b")
+            self._file = path.open("w+b", buffering=BUFFER)
+        self._flushed = 0
 
     def append(self, line: bytes) -> int:
         """Stores one line, its newline included; returns its number."""
         with storage_errors(self.path):
-            self._file.seek(self._offsets[-1])
             self._file.write(line)
         self._offsets.append(self._offsets[-1] + len(line))
         return len(self._offsets) - 2
@@ -37,8 +40,17 @@ class LineStore:
         """Line ``number``, its newline included."""
         if not 0 <= number < len(self):
             raise IndexError(number)
-        self._file.seek(self._offsets[number])
-        return self._file.read(self._offsets[number + 1] - self._offsets[number])
+        start, end = self._offsets[number], self._offsets[number + 1]
+        if end > self._flushed:
+            self.flush()
+        # reads at a position of its own: forked processes share the file's
+        return os.pread(self._file.fileno(), end - start, start)
+
+    def flush(self) -> None:
+        """Makes all lines readable, by forked processes too."""
+        with storage_errors(self.path):
+            self._file.flush()
+        self._flushed = self._offsets[-1]
 
     def value(self, number: int) -> Any:
         """The JSON value of line ``number``."""

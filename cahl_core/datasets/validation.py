@@ -14,7 +14,8 @@ from cahl_core.datasets.adapters import READERS, ReadLimits, Record
 from cahl_core.datasets.checks import LIMITS, RULES
 from cahl_core.datasets.contamination import Benchmarks, read_benchmarks, source_format
 from cahl_core.datasets.intake import Counts, Intake
-from cahl_core.datasets.judge import Judge, bench
+from cahl_core.datasets.judge import Judge
+from cahl_core.datasets.parallel import processes
 from cahl_core.datasets.prompts import NoMeter, PromptMeter
 from cahl_core.datasets.raw import read_file, read_raw
 from cahl_core.datasets.sources import load_sources, pick
@@ -68,8 +69,8 @@ def judged(
     meter, benchmarks, notes = _instruments(root, settings)
     found = Intake(stores[0], stores[1])
     found.counts[name] = Counts()
-    with bench(Judge(meter, benchmarks, settings), 1) as workers:
-        for chunk, signatures in workers.judge(records):
+    with processes(Judge(meter, benchmarks, settings), 1) as judge:
+        for chunk, signatures in judge(records):
             found.add(chunk, signatures)
     found.remove_near_duplicates(settings.prepare.near_duplicate)
     found.reconcile()

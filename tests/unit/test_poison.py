@@ -16,7 +16,8 @@ from cahl_core.datasets.adapters import READERS, ReadLimits
 from cahl_core.datasets.checks import RULES
 from cahl_core.datasets.contamination import Benchmarks
 from cahl_core.datasets.intake import Counts, Intake
-from cahl_core.datasets.judge import Judge, bench
+from cahl_core.datasets.judge import Judge
+from cahl_core.datasets.parallel import processes
 from cahl_core.datasets.prompts import NoMeter
 from cahl_core.datasets.store import LineStore
 
@@ -35,10 +36,8 @@ def take_in(tmp_path: Path) -> Iterator[Any]:
             ]
             found = Intake(stores[0], stores[1])
             found.counts["poison"] = Counts()
-            with bench(Judge(NoMeter(), Benchmarks(), validate({})), workers) as judges:
-                for judged, signatures in judges.judge(
-                    READERS["tool-tasks"](folder, "poison", LIMITS)
-                ):
+            with processes(Judge(NoMeter(), Benchmarks(), validate({})), workers) as judge:
+                for judged, signatures in judge(READERS["tool-tasks"](folder, "poison", LIMITS)):
                     found.add(judged, signatures)
             found.reconcile()
             return found
