@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cahl_core.config import PrepareSettings
-from cahl_core.datasets import augment, negatives
+from cahl_core.datasets import negatives
 from cahl_core.datasets.catalogue import Catalogue
+from cahl_core.datasets.change import augmented
 from cahl_core.datasets.contamination import normalise
 from cahl_core.datasets.derive import KINDS, derive
 from cahl_core.datasets.intake import Intake
@@ -25,7 +26,7 @@ from cahl_core.datasets.splits import DEV, SPLITS, TRAIN, UNSEEN, Assignment, as
 from cahl_core.datasets.store import LineStore
 from cahl_core.errors import ConfigError, DataError
 from cahl_core.files import digest, dump_json
-from cahl_core.records import ToolSpec, ToolTask
+from cahl_core.records import ToolTask
 
 MAX_PARENTS = 20_000  # derived tasks are made from at most this many records of a split
 REAL_SHARE = 0.5  # of the declined requests: real ones whose tools were taken away
@@ -118,12 +119,12 @@ class Assembler:
     def _originals(
         self, split: str, numbers: Sequence[int], assignment: Assignment
     ) -> Iterator[Prompt]:
-        """Each kept task of the split once: as it is, or with its tools changed."""
-        pool = self._pool(numbers, assignment) if self.settings.distractors else []
+        """Each kept task of the split once, augmented in training only, without hidden tools."""
         hidden = assignment.unseen_tools if split != UNSEEN else frozenset[str]()
-        change = Change(self.found, self.judge, pool, hidden, split == TRAIN)
-        self.found.tasks.flush()
-        with processes(change, self.workers) as run:
+        again = Again(self.found, self.judge, hidden, split == TRAIN)
+        for store in (self.found.tasks, self.found.plain):
+            store.flush()
+        with processes(again, self.workers) as run:
             changed = itertools.chain.from_iterable(run(numbers))
             for number, prompt in zip(numbers, changed, strict=True):
                 yield self._as_it_is(number) if prompt is None else prompt
@@ -132,15 +133,6 @@ class Assembler:
         member = self.found.members[number]
         line, facts = self.found.tasks.line(number), self.found.facts.line(number)
         return Prompt(member.id, b"", line, facts, member.gold_tools)
-
-    def _pool(self, numbers: Sequence[int], assignment: Assignment) -> list[ToolSpec]:
-        """One tool of each name that the split's records offer."""
-        names: dict[str, ToolSpec] = {}
-        for number in _sampled(numbers, self.found, self.settings.seed):
-            for tool in self.found.tasks.task(number).tools:
-                if tool.name not in assignment.unseen_tools:
-                    names.setdefault(tool.name, tool)
-        return [names[name] for name in sorted(names)]
 
     def _passes(self, numbers: Sequence[int]) -> float:
         """How many of the records one pass over the split takes, by the weights of their sources."""
@@ -151,7 +143,9 @@ class Assembler:
 
     def _parents(self, numbers: Sequence[int], assignment: Assignment) -> list[ToolTask]:
         tasks = (
-            without_tools(self.found.tasks.task(n), assignment.unseen_tools)
+            without_tools(
+                ToolTask.from_json(json.loads(self.found.before(n))), assignment.unseen_tools
+            )
             for n in _sampled(numbers, self.found, self.settings.seed)
         )
         return [task for task in tasks if task.tools]
@@ -224,52 +218,45 @@ class Assembler:
                 yield replace(task, meta={**task.meta, "request_of": parent.id})
 
 
-class Change:
-    """Changes the tools of original records: new names, tools of other records, none that is hidden."""
+class Again:
+    """Makes records anew that cannot stay as they were read.
 
-    def __init__(
-        self,
-        found: Intake,
-        judge: Judge,
-        pool: Sequence[ToolSpec],
-        hidden: frozenset[str],
-        augmented: bool,
-    ) -> None:
-        self.found, self.judge, self.pool, self.hidden = found, judge, pool, hidden
-        self.settings = judge.settings.prepare
-        self.augmented = augmented
+    In training that is what offers a hidden tool, on its own or by augmentation; elsewhere also what was
+    augmented, since only training is.
+    """
+
+    def __init__(self, found: Intake, judge: Judge, hidden: frozenset[str], training: bool) -> None:
+        self.found, self.judge, self.hidden, self.training = found, judge, hidden, training
+        self.pool = tuple(tool for tool in judge.pool if tool.name not in hidden)
         written = b"|".join(re.escape(dump_json(name).encode()) for name in sorted(hidden))
         self.shows = re.compile(b'"name":(?:' + written + b")") if hidden else None
 
     def chunk(self, items: Sequence[int]) -> list[Prompt | None]:
-        """The changed tasks finished; ``None`` for one that stays as it is."""
+        """The tasks made anew; ``None`` for one that stays as it is."""
         return [self._one(number) for number in items]
 
     def _one(self, number: int) -> Prompt | None:
-        task_id = self.found.members[number].id
-        generator = random.Random(f"{self.settings.seed} augment {task_id}")
-        renamed = self.augmented and generator.random() < self.settings.rename_share
-        extra = generator.randint(0, self.settings.distractors) if self.augmented else 0
-        line = self.found.tasks.line(number)
-        shown = self.shows is not None and self.shows.search(line) is not None
-        if not (renamed or extra or shown):
+        line = self.found.before(number)
+        was_augmented = self.found.plain_of[number] >= 0
+        shown = self.shows is not None and (
+            self.shows.search(line) is not None
+            or self.shows.search(self.found.tasks.line(number)) is not None
+            or not self.hidden.isdisjoint(self.found.added[number])
+        )
+        if not shown and (self.training or not was_augmented):
             return None
-        before = ToolTask.from_json(json.loads(line))
-        if not before.tools:
-            return None
-        plain = task = without_tools(before, self.hidden)
-        if extra and task.tools:
-            task = augment.add_distractors(task, self.pool, extra, generator)
-        if renamed and task.tools:
-            task = augment.rename(task, generator)
-        task = plain if _offers(task, self.hidden) else task  # a drawn name may be one of them
-        for candidate in (task, plain):
-            if candidate is before:
-                return None
+        plain = without_tools(ToolTask.from_json(json.loads(line)), self.hidden)
+        candidates = [plain]
+        if self.training and was_augmented:
+            changed = augmented(plain, self.judge.settings.prepare, self.pool)
+            # a drawn name may be that of a hidden tool
+            if changed is not None and not _offers(changed.task, self.hidden):
+                candidates.insert(0, changed.task)
+        for candidate in candidates:
             prompt = self.judge.finished(candidate)
-            if prompt.quarantined is None:  # else it outgrew the limits of length
+            if prompt.quarantined is None:
                 return prompt
-        return None
+        return None  # longer than its augmented form: that one stays
 
 
 def _sampled(numbers: Sequence[int], found: Intake, seed: int) -> list[int]:

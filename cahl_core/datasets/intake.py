@@ -7,8 +7,9 @@ each. Duplicates are decided here, in the order of the records.
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,16 @@ class Counts:
 class Intake:
     """What became of the records: tasks in ``tasks``, their rows in ``facts``, in one order.
 
-    ``kept[n]`` tells whether task n is still kept once near duplicates are removed.
+    ``kept[n]`` tells whether task n is still kept once near duplicates are removed. Where a task was
+    augmented, ``plain[plain_of[n]]`` is what it was before (-1: it was not), and ``added[n]`` names the
+    tools it was given.
     """
 
     tasks: LineStore
     facts: LineStore
+    plain: LineStore
+    plain_of: array[int] = field(default_factory=lambda: array("q"))
+    added: list[tuple[str, ...]] = field(default_factory=list)
     members: list[Member] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     asks: list[ToolTask] = field(default_factory=list)
@@ -115,6 +121,8 @@ class Intake:
             return aside.rule
         self._texts[prompt.text_key] = self.tasks.append(prompt.line)
         self.facts.append(prompt.facts)
+        self.plain_of.append(self.plain.append(prompt.plain) if prompt.plain else -1)
+        self.added.append(prompt.added)
         self._ids.add(prompt.id)
         gold_tools = self._tools.setdefault(prompt.gold_tools, prompt.gold_tools)
         self.members.append(Member(prompt.id, record.id, gold_tools))
@@ -123,6 +131,11 @@ class Intake:
         self.kept.append(True)
         counts.kept += 1
         return ""
+
+    def before(self, number: int) -> bytes:
+        """The JSON line of a task before augmentation."""
+        plain = self.plain_of[number]
+        return self.tasks.line(number) if plain < 0 else self.plain.line(plain)
 
     def _set_aside(self, aside: Quarantined, counts: Counts) -> None:
         self.quarantined.append(aside)
@@ -218,12 +231,11 @@ def take_in(
     sources: list[Source],
     settings: PrepareSettings,
     judge: Run,
-    tasks: LineStore,
-    facts: LineStore,
+    stores: Sequence[LineStore],
 ) -> Intake:
     """Reads every source and puts each prompt where it belongs."""
     held_out = read_held_out(stage.root)
-    found = Intake(tasks, facts)
+    found = Intake(stores[0], stores[1], stores[2])
     for source in sources:
         stage.log(f"{source.name}: reading")
         counts = found.counts.setdefault(source.name, Counts())

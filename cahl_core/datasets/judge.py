@@ -14,6 +14,7 @@ from typing import Any
 from cahl_core.config import Settings
 from cahl_core.datasets.adapters import Record
 from cahl_core.datasets.augment import shuffle_tools
+from cahl_core.datasets.change import augmented
 from cahl_core.datasets.checks import EXCERPT, Problem, Quarantined, check, parse, quarantine
 from cahl_core.datasets.contamination import Benchmarks, Overlap, normalise
 from cahl_core.datasets.cut import cut, dialogue_problem, is_dialogue
@@ -23,7 +24,7 @@ from cahl_core.datasets.facts import curriculum, facts
 from cahl_core.datasets.negatives import ask_in_dialogue
 from cahl_core.datasets.prompts import NoMeter, PromptMeter
 from cahl_core.files import digest, dump_json
-from cahl_core.records import ToolTask
+from cahl_core.records import ToolSpec, ToolTask
 
 ASKS = 2  # of one dialogue
 
@@ -38,6 +39,8 @@ class Prompt:
     facts: bytes = b""
     gold_tools: tuple[str, ...] = ()
     excerpt: str = ""
+    plain: bytes = b""  # the task before augmentation, where `line` is augmented
+    added: tuple[str, ...] = ()  # names of the tools that augmentation added
     quarantined: Quarantined | None = None
     overlap: Overlap | None = None
 
@@ -63,6 +66,7 @@ class Judge:
     meter: PromptMeter | NoMeter
     benchmarks: Benchmarks
     settings: Settings
+    pool: tuple[ToolSpec, ...] = ()
 
     def chunk(self, items: Sequence[Record | ToolTask]) -> Any:
         """Records judged, with the MinHash signatures of their users' texts; tasks finished."""
@@ -101,6 +105,13 @@ class Judge:
             problem = ("benchmark_overlap", str(overlap))
             aside = self._aside(task.to_json(), task.source, task.id, problem)
             return replace(aside, overlap=overlap)
+        changed = augmented(task, settings, self.pool)
+        if changed is not None:
+            prompt = self.finished(changed.task)
+            if prompt.quarantined is None:  # else it outgrew the limits of length
+                gold_tools = tuple(sorted({call.name for call in task.calls}))
+                plain = _line(task.to_json())
+                return replace(prompt, gold_tools=gold_tools, plain=plain, added=changed.added)
         return self.finished(task)
 
     def finished(self, task: ToolTask) -> Prompt:

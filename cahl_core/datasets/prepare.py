@@ -15,9 +15,10 @@ from typing import Any
 from cahl_core.config import PrepareSettings
 from cahl_core.datasets import output
 from cahl_core.datasets.assemble import Assembler, Splits
+from cahl_core.datasets.change import read_pool
 from cahl_core.datasets.contamination import read_benchmarks
 from cahl_core.datasets.contamination import report as contamination_report
-from cahl_core.datasets.intake import Intake, take_in
+from cahl_core.datasets.intake import Intake, read_source, take_in
 from cahl_core.datasets.judge import Judge
 from cahl_core.datasets.parallel import processes
 from cahl_core.datasets.prompts import PromptMeter
@@ -26,6 +27,7 @@ from cahl_core.datasets.splits import DEV, SPLITS, TRAIN, UNSEEN
 from cahl_core.datasets.store import LineStore
 from cahl_core.errors import DataError
 from cahl_core.files import atomic_dir, write_json
+from cahl_core.records import ToolSpec
 from cahl_core.stage import StageRun
 
 PREPARED = Path("data") / "prepared"
@@ -61,17 +63,17 @@ def run(stage: StageRun) -> None:
         benchmarks, unchecked = read_benchmarks(stage.root, _tests(stage))
         for name in unchecked:
             stage.log(f"overlap with {name} is NOT checked")
+        judge = Judge(meter, benchmarks, stage.settings, _pool(stage, sources))
     scratch = stage.root / ".cahl" / "prepare" / f"work-{os.getpid()}"
-    judge = Judge(meter, benchmarks, stage.settings)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        stores = [stack.enter_context(LineStore(scratch / f"{n}.jsonl")) for n in range(4)]
+        stores = [stack.enter_context(LineStore(scratch / f"{n}.jsonl")) for n in range(5)]
         workers = _workers(settings)
         run_judge = stack.enter_context(processes(judge, workers))
         with stage.phase("check"):
-            found = take_in(stage, sources, settings, run_judge, stores[0], stores[1])
+            found = take_in(stage, sources, settings, run_judge, stores[:3])
         with stage.phase("assemble"):
-            splits = Assembler(found, judge, run_judge, workers).assemble(stores[2], stores[3])
+            splits = Assembler(found, judge, run_judge, workers).assemble(stores[3], stores[4])
         with stage.phase("write"):
             offered = output.offered_tools(splits)
             contamination = contamination_report(benchmarks, unchecked, found.contaminated, offered)
@@ -84,6 +86,14 @@ def _sources(stage: StageRun) -> list[Source]:
     for source in sources:
         require_use(source, stage.settings.fetch.use, "train")
     return sources
+
+
+def _pool(stage: StageRun, sources: list[Source]) -> tuple[ToolSpec, ...]:
+    """The tools that may join other records, where the settings ask for any."""
+    settings = stage.settings.prepare
+    if not settings.distractors:
+        return ()
+    return tuple(read_pool(read_source(stage.root, source, settings) for source in sources))
 
 
 def _tests(stage: StageRun) -> list[Source]:

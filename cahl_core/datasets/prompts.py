@@ -50,9 +50,13 @@ class PromptMeter:
         """Loads the tokenizer; `StageInputError` if the backbone was not fetched."""
         if not (backbone / "config.json").is_file():
             raise StageInputError(f"{backbone} has no backbone", "run `cahl fetch` first")
-        from transformers import AutoTokenizer
+        if (backbone / "tokenizer.json").is_file():
+            # the same tokens as the automatic class gives, without importing torch
+            from transformers import PreTrainedTokenizerFast as Tokenizer
+        else:
+            from transformers import AutoTokenizer as Tokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=True)
+        tokenizer = Tokenizer.from_pretrained(backbone, local_files_only=True)
         return cls(tokenizer, model, settings)
 
     def planner(self, task: ToolTask, rendering: Literal["compact", "json"] | None = None) -> int:

@@ -47,7 +47,7 @@ def command(root: Path, settings: Settings, target: str, format: str | None, as_
     """
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stores = [stack.enter_context(LineStore(scratch / name)) for name in ("tasks", "facts")]
+        stores = [stack.enter_context(LineStore(scratch / name)) for name in "abc"]
         found, notes = judged(root, settings, target, format, stores)
         report = summary(found, notes)
     if as_json:
@@ -67,7 +67,7 @@ def judged(
     """Every record of the target with its rule, and what could not be checked here."""
     name, records = _records(root, settings, target, format)
     meter, benchmarks, notes = _instruments(root, settings)
-    found = Intake(stores[0], stores[1])
+    found = Intake(stores[0], stores[1], stores[2])
     found.counts[name] = Counts()
     with processes(Judge(meter, benchmarks, settings), 1) as judge:
         for chunk, signatures in judge(records):

@@ -32,9 +32,9 @@ def take_in(tmp_path: Path) -> Iterator[Any]:
 
         def run(folder: Path, workers: int = 1) -> Intake:
             stores = [
-                stack.enter_context(LineStore(tmp_path / f"work-{workers}" / n)) for n in ("a", "b")
+                stack.enter_context(LineStore(tmp_path / f"work-{workers}" / n)) for n in "abc"
             ]
-            found = Intake(stores[0], stores[1])
+            found = Intake(stores[0], stores[1], stores[2])
             found.counts["poison"] = Counts()
             with processes(Judge(NoMeter(), Benchmarks(), validate({})), workers) as judge:
                 for judged, signatures in judge(READERS["tool-tasks"](folder, "poison", LIMITS)):
