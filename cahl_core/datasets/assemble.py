@@ -16,13 +16,21 @@ from dataclasses import dataclass, field, replace
 from cahl_core.config import PrepareSettings
 from cahl_core.datasets import negatives
 from cahl_core.datasets.catalogue import Catalogue
-from cahl_core.datasets.change import augmented
 from cahl_core.datasets.contamination import normalise
 from cahl_core.datasets.derive import KINDS, derive
 from cahl_core.datasets.intake import Intake
-from cahl_core.datasets.judge import Judge, Prompt
-from cahl_core.datasets.parallel import Run, processes
-from cahl_core.datasets.splits import DEV, SPLITS, TRAIN, UNSEEN, Assignment, assign, without_tools
+from cahl_core.datasets.judge import Judge, Prompt, Redo
+from cahl_core.datasets.parallel import Run
+from cahl_core.datasets.splits import (
+    DEV,
+    SPLITS,
+    TRAIN,
+    UNSEEN,
+    Assignment,
+    assign,
+    offers,
+    without_tools,
+)
 from cahl_core.datasets.store import LineStore
 from cahl_core.errors import ConfigError, DataError
 from cahl_core.files import digest, dump_json
@@ -60,11 +68,9 @@ def derived_shares(settings: PrepareSettings) -> dict[str, float]:
 class Assembler:
     """Builds the splits of one intake into new line stores."""
 
-    def __init__(self, found: Intake, judge: Judge, finish: Run, workers: int) -> None:
+    def __init__(self, found: Intake, judge: Judge, run: Run) -> None:
         self.found = found
-        self.judge = judge
-        self.finish = finish
-        self.workers = workers
+        self.run = run
         self.settings = judge.settings.prepare
         self.benchmarks = judge.benchmarks
         self.shares = derived_shares(self.settings)
@@ -121,13 +127,37 @@ class Assembler:
     ) -> Iterator[Prompt]:
         """Each kept task of the split once, augmented in training only, without hidden tools."""
         hidden = assignment.unseen_tools if split != UNSEEN else frozenset[str]()
-        again = Again(self.found, self.judge, hidden, split == TRAIN)
-        for store in (self.found.tasks, self.found.plain):
-            store.flush()
-        with processes(again, self.workers) as run:
-            changed = itertools.chain.from_iterable(run(numbers))
-            for number, prompt in zip(numbers, changed, strict=True):
-                yield self._as_it_is(number) if prompt is None else prompt
+        written = b"|".join(re.escape(dump_json(name).encode()) for name in sorted(hidden))
+        shows = re.compile(b'"name":(?:' + written + b")") if hidden else None
+        again: list[int] = []
+        for number in numbers:
+            if self._stays(number, split == TRAIN, hidden, shows):
+                yield self._as_it_is(number)
+            else:
+                again.append(number)
+        redone = (Redo(self.found.before(n), hidden, self._augment(n, split)) for n in again)
+        prompts = itertools.chain.from_iterable(self.run(redone))
+        for number, prompt in zip(again, prompts, strict=True):
+            # one that is longer than its augmented form stays in that
+            yield self._as_it_is(number) if prompt.quarantined is not None else prompt
+
+    def _augment(self, number: int, split: str) -> bool:
+        return split == TRAIN and self.found.plain_of[number] >= 0
+
+    def _stays(
+        self,
+        number: int,
+        training: bool,
+        hidden: frozenset[str],
+        shows: re.Pattern[bytes] | None,
+    ) -> bool:
+        """Whether a task is written as it was read: no hidden tool, augmented in training only."""
+        if not training and self.found.plain_of[number] >= 0:
+            return False
+        if shows is None:
+            return True
+        lines = {self.found.tasks.line(number), self.found.before(number)}
+        return hidden.isdisjoint(self.found.added[number]) and not any(map(shows.search, lines))
 
     def _as_it_is(self, number: int) -> Prompt:
         member = self.found.members[number]
@@ -164,7 +194,7 @@ class Assembler:
         counts = {kind: round(whole * share) for kind, share in self.shares.items()}
         made = self._fresh(self._made(split, parents, counts), hidden, dropped)
         before, kept = dropped.total(), 0
-        for prompt in itertools.chain.from_iterable(self.finish(made)):
+        for prompt in itertools.chain.from_iterable(self.run(made)):
             if prompt.quarantined is None:
                 kept += 1
                 yield prompt
@@ -182,7 +212,7 @@ class Assembler:
                 dropped["duplicate"] += 1
             elif self.benchmarks.of_task(task) is not None:
                 dropped["benchmark_overlap"] += 1
-            elif _offers(task, hidden):
+            elif offers(task, hidden):
                 dropped["unseen_tool"] += 1
             else:
                 self.taken.add(text)
@@ -218,57 +248,12 @@ class Assembler:
                 yield replace(task, meta={**task.meta, "request_of": parent.id})
 
 
-class Again:
-    """Makes records anew that cannot stay as they were read.
-
-    In training that is what offers a hidden tool, on its own or by augmentation; elsewhere also what was
-    augmented, since only training is.
-    """
-
-    def __init__(self, found: Intake, judge: Judge, hidden: frozenset[str], training: bool) -> None:
-        self.found, self.judge, self.hidden, self.training = found, judge, hidden, training
-        self.pool = tuple(tool for tool in judge.pool if tool.name not in hidden)
-        written = b"|".join(re.escape(dump_json(name).encode()) for name in sorted(hidden))
-        self.shows = re.compile(b'"name":(?:' + written + b")") if hidden else None
-
-    def chunk(self, items: Sequence[int]) -> list[Prompt | None]:
-        """The tasks made anew; ``None`` for one that stays as it is."""
-        return [self._one(number) for number in items]
-
-    def _one(self, number: int) -> Prompt | None:
-        line = self.found.before(number)
-        was_augmented = self.found.plain_of[number] >= 0
-        shown = self.shows is not None and (
-            self.shows.search(line) is not None
-            or self.shows.search(self.found.tasks.line(number)) is not None
-            or not self.hidden.isdisjoint(self.found.added[number])
-        )
-        if not shown and (self.training or not was_augmented):
-            return None
-        plain = without_tools(ToolTask.from_json(json.loads(line)), self.hidden)
-        candidates = [plain]
-        if self.training and was_augmented:
-            changed = augmented(plain, self.judge.settings.prepare, self.pool)
-            # a drawn name may be that of a hidden tool
-            if changed is not None and not _offers(changed.task, self.hidden):
-                candidates.insert(0, changed.task)
-        for candidate in candidates:
-            prompt = self.judge.finished(candidate)
-            if prompt.quarantined is None:
-                return prompt
-        return None  # longer than its augmented form: that one stays
-
-
 def _sampled(numbers: Sequence[int], found: Intake, seed: int) -> list[int]:
     """All numbers, or ``MAX_PARENTS`` of them by digest."""
     if len(numbers) <= MAX_PARENTS:
         return list(numbers)
     ordered = sorted(numbers, key=lambda n: digest([seed, "parents", found.members[n].id]))
     return sorted(ordered[:MAX_PARENTS])
-
-
-def _offers(task: ToolTask, names: frozenset[str]) -> bool:
-    return any(tool.name in names for tool in task.tools)
 
 
 def _words(task: ToolTask) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ of the records, so that the result does not depend on how many processes judged 
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from cahl_core.datasets.derive import with_plan
 from cahl_core.datasets.facts import curriculum, facts
 from cahl_core.datasets.negatives import ask_in_dialogue
 from cahl_core.datasets.prompts import NoMeter, PromptMeter
+from cahl_core.datasets.splits import offers, without_tools
 from cahl_core.files import digest, dump_json
 from cahl_core.records import ToolSpec, ToolTask
 
@@ -59,6 +61,15 @@ class JudgedRecord:
     asks: tuple[ToolTask, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Redo:
+    """A kept task (its JSON line before augmentation) to be made anew without the hidden tools."""
+
+    line: bytes
+    hidden: frozenset[str]
+    augment: bool
+
+
 @dataclass(frozen=True)
 class Judge:
     """Applies every rule that one record can break by itself."""
@@ -68,13 +79,28 @@ class Judge:
     settings: Settings
     pool: tuple[ToolSpec, ...] = ()
 
-    def chunk(self, items: Sequence[Record | ToolTask]) -> Any:
-        """Records judged, with the MinHash signatures of their users' texts; tasks finished."""
-        if items and isinstance(items[0], ToolTask):
+    def chunk(self, items: Sequence[Record | ToolTask | Redo]) -> Any:
+        """Records judged, with the MinHash signatures of their users' texts; tasks as `Prompt`."""
+        if isinstance(items[0], Redo):
+            return [self.redo(item) for item in items if isinstance(item, Redo)]
+        if isinstance(items[0], ToolTask):
             return [self.finished(task) for task in items if isinstance(task, ToolTask)]
-        records = [record for record in items if not isinstance(record, ToolTask)]
+        records = [record for record in items if isinstance(record, dict)]
         judged = [self.record(record) for record in records]
         return judged, signatures(_user_words(record) for record in records)
+
+    def redo(self, item: Redo) -> Prompt:
+        """The task without hidden tools, augmented with others where that is asked and fits."""
+        plain = without_tools(ToolTask.from_json(json.loads(item.line)), item.hidden)
+        if item.augment:
+            pool = [tool for tool in self.pool if tool.name not in item.hidden]
+            changed = augmented(plain, self.settings.prepare, pool)
+            # a drawn name may be that of a hidden tool
+            if changed is not None and not offers(changed.task, item.hidden):
+                prompt = self.finished(changed.task)
+                if prompt.quarantined is None:
+                    return prompt
+        return self.finished(plain)
 
     def record(self, record: Record) -> JudgedRecord:
         record_id, source = str(record.get("id")), str(record.get("source"))

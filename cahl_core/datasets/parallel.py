@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 CHUNK = 32
+PRELOADED = ["cahl_core.datasets.judge", "transformers", "datasketch", "jsonschema", "xxhash"]
 
 
 class Work(Protocol):
@@ -33,16 +34,18 @@ def _do(items: Sequence[Any]) -> Any:
 def processes(work: Work, workers: int) -> Iterator[Run]:
     """Yields a function that gives ``work.chunk`` of every chunk of items, in order and lazily.
 
-    One worker works in this process. Several are forked where the system can, so that ``work`` is
-    shared and not copied.
+    One worker works in this process. Several come from a fork server, which has no threads: forking
+    this process, whose loggers and pipes have some, can leave a child waiting for a lock for ever.
     """
     if workers <= 1:
         yield lambda items: (work.chunk(chunk) for chunk in chunks(items))
         return
     import multiprocessing
 
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    server = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if server else "spawn")
+    if server:
+        context.set_forkserver_preload(PRELOADED)
     with context.Pool(workers, _adopt, (work,)) as pool:
         yield lambda items: pool.imap(_do, chunks(items))
 

@@ -68,12 +68,11 @@ def run(stage: StageRun) -> None:
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         stores = [stack.enter_context(LineStore(scratch / f"{n}.jsonl")) for n in range(5)]
-        workers = _workers(settings)
-        run_judge = stack.enter_context(processes(judge, workers))
+        run_judge = stack.enter_context(processes(judge, _workers(settings)))
         with stage.phase("check"):
             found = take_in(stage, sources, settings, run_judge, stores[:3])
         with stage.phase("assemble"):
-            splits = Assembler(found, judge, run_judge, workers).assemble(stores[3], stores[4])
+            splits = Assembler(found, judge, run_judge).assemble(stores[3], stores[4])
         with stage.phase("write"):
             offered = output.offered_tools(splits)
             contamination = contamination_report(benchmarks, unchecked, found.contaminated, offered)

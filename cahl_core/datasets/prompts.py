@@ -50,13 +50,12 @@ class PromptMeter:
         """Loads the tokenizer; `StageInputError` if the backbone was not fetched."""
         if not (backbone / "config.json").is_file():
             raise StageInputError(f"{backbone} has no backbone", "run `cahl fetch` first")
-        if (backbone / "tokenizer.json").is_file():
-            # the same tokens as the automatic class gives, without importing torch
-            from transformers import PreTrainedTokenizerFast as Tokenizer
-        else:
-            from transformers import AutoTokenizer as Tokenizer
+        import transformers
 
-        tokenizer = Tokenizer.from_pretrained(backbone, local_files_only=True)
+        # the same tokens as the automatic class gives, without importing torch
+        fast = (backbone / "tokenizer.json").is_file()
+        kind: Any = transformers.PreTrainedTokenizerFast if fast else transformers.AutoTokenizer
+        tokenizer = kind.from_pretrained(backbone, local_files_only=True)
         return cls(tokenizer, model, settings)
 
     def planner(self, task: ToolTask, rendering: Literal["compact", "json"] | None = None) -> int:

@@ -120,6 +120,11 @@ def without_tools(task: ToolTask, names: frozenset[str]) -> ToolTask:
     return task if len(kept) == len(task.tools) else replace(task, tools=kept)
 
 
+def offers(task: ToolTask, names: frozenset[str]) -> bool:
+    """Whether the task offers one of the named tools."""
+    return any(tool.name in names for tool in task.tools)
+
+
 def order(ids: Mapping[int, str], seed: int) -> list[int]:
     """Indices in the order that a split is written in: by digest, so unrelated to the sources' order."""
     return sorted(ids, key=lambda i: digest([seed, "order", ids[i]]))

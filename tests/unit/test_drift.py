@@ -53,7 +53,7 @@ def test_equal_data_do_not_drift() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "verdict", "measure"),
     [
-        (("kinds",), {"original": 65, "qa": 35}, "slight", "kinds"),
+        (("kinds",), {"original": 58, "qa": 42}, "slight", "kinds"),
         (("kinds",), {"qa": 100}, "large", "kinds"),
         (("sources", "two", "kept"), 4000, "large", "sources"),
         (("shapes", "n_steps"), {"1": 20, "2": 80}, "large", "n_steps"),
