@@ -50,6 +50,17 @@ def processes(work: Work, workers: int) -> Iterator[Run]:
         yield lambda items: pool.imap(_do, chunks(items))
 
 
+def warm(workers: int) -> None:
+    """Starts the fork server, which takes seconds to import what the work needs, without waiting."""
+    import multiprocessing
+
+    if workers > 1 and "forkserver" in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver
+
+        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+
+
 def chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
     """Lists of `CHUNK` items, the last one shorter."""
     pending: list[Any] = []

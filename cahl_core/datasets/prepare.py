@@ -20,7 +20,7 @@ from cahl_core.datasets.contamination import read_benchmarks
 from cahl_core.datasets.contamination import report as contamination_report
 from cahl_core.datasets.intake import Intake, read_source, take_in
 from cahl_core.datasets.judge import Judge
-from cahl_core.datasets.parallel import processes
+from cahl_core.datasets.parallel import processes, warm
 from cahl_core.datasets.prompts import PromptMeter
 from cahl_core.datasets.sources import Source, load_sources, pick, require_use
 from cahl_core.datasets.splits import DEV, SPLITS, TRAIN, UNSEEN
@@ -34,7 +34,7 @@ PREPARED = Path("data") / "prepared"
 REPORTS = Path("reports") / "data"  # apart from the tasks: a new page is no reason to train again
 METRICS = Path("metrics") / "prepare.json"
 COPIED = (REPORTS / "report.html", REPORTS / "expectations.json", PREPARED / "quarantine.jsonl")
-MEASURED = 500  # tasks whose prompt length is compared under both renderings
+MEASURED = 200  # tasks whose prompt length is compared under both renderings
 MAX_WORKERS = 8
 
 
@@ -58,6 +58,7 @@ def run(stage: StageRun) -> None:
     """
     settings = stage.settings.prepare
     sources = _sources(stage)
+    warm(_workers(settings))
     with stage.phase("load"):
         meter = PromptMeter.load(stage.root / "data" / "backbone", stage.settings.model, settings)
         benchmarks, unchecked = read_benchmarks(stage.root, _tests(stage))

@@ -85,6 +85,9 @@ MONTHS = (
 )  # fmt: skip
 
 
+NAMED = {label: frozenset(named.split()) for label, named in CATEGORY_WORDS}
+
+
 def category(name: str, schema: Mapping[str, Any]) -> str:
     """What an argument means: a key of `POOLS`, ``date``, ``id``, ``number``, … or ``other``."""
     if schema.get("enum"):
@@ -112,7 +115,7 @@ def category(name: str, schema: Mapping[str, Any]) -> str:
 def _first_category(found: Sequence[str], labels: Sequence[str]) -> str | None:
     keys = {w for word in found for w in (word, word.removesuffix("s"))}
     return next(
-        (c for c, named in CATEGORY_WORDS if c in labels and keys & set(named.split())), None
+        (c for c, named in NAMED.items() if c in labels and not keys.isdisjoint(named)), None
     )
 
 
