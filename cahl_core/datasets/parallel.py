@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 CHUNK = 32
-GC_THRESHOLD = 50_000
 PRELOADED = ["cahl_core.datasets.judge", "transformers", "datasketch", "jsonschema", "xxhash"]
 
 
@@ -25,9 +23,6 @@ _work: Work | None = None
 def _adopt(work: Work) -> None:
     global _work
     _work = work
-    # records are trees, which need no cycle collector; what is here now stays to the end
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD, 50, 50)
 
 
 def _do(items: Sequence[Any]) -> Any:
