@@ -163,6 +163,12 @@ class Intake:
         aside = Quarantined(source, task_id, rule, detail, excerpt)
         self._set_aside(aside, self.counts[source])
 
+    def release(self) -> None:
+        """Frees what only reading needs; nothing can be added afterwards."""
+        self._ids.clear()
+        self._texts.clear()
+        self._signatures.clear()
+
     @property
     def faulty_share(self) -> float:
         """Share of the prompts that broke a rule other than the profile's limits of length."""
@@ -247,6 +253,7 @@ def take_in(
                   f"kept, {counts.held_out} held out, quarantined {dict(counts.quarantined)}")  # fmt: skip
     found.remove_near_duplicates(settings.near_duplicate)
     found.reconcile()
+    found.release()
     return found
 
 

@@ -65,13 +65,15 @@ def _write_shard(path: Path, splits: Splits, numbers: list[int]) -> None:
 
 def write_facts(folder: Path, splits: Splits) -> pd.DataFrame:
     """``tasks.parquet``, one row of facts for every task of every split; returns it as a frame."""
+    import pandas as pd
     import pyarrow.parquet as pq
 
     path = folder / "tasks.parquet"
     with pq.ParquetWriter(path, _schema(), compression="zstd") as writer:
         for batch in _batches(splits):
             writer.write_table(batch)
-    return pq.read_table(path).to_pandas(strings_to_categorical=False)
+    # texts and lists stay Arrow's: as Python objects a million rows would take gigabytes
+    return pq.read_table(path).to_pandas(types_mapper=pd.ArrowDtype)
 
 
 def _schema() -> pa.Schema:
