@@ -33,6 +33,7 @@ MODULES = {
 }
 UNEXPECTED = 70
 INTERRUPTED = 130
+CLOSED_PIPE = 141
 TERMINATED = 143
 
 # Nothing here phones home; the user's own values stand.
@@ -190,6 +191,10 @@ def _failures(name: str, root: Path, *, record: bool = False) -> Iterator[None]:
     except CahlError as error:
         _record(name, root, error, record)
         _fail(f"{name}: {error}", error.exit_code)
+    except BrokenPipeError:
+        # whoever read our output (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(CLOSED_PIPE) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             _unexpected(name, root, error, record)

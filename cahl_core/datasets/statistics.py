@@ -28,6 +28,7 @@ TOKEN_BINS = (0, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 SINGLE = 11  # up to here each number has a bin of its own
 COUNT_BINS = (*range(SINGLE + 2), 16, 24, 32, 64, 128)  # each up to the next, the last without end
 CLASSIFIED = 300  # requests per source whose language is told
+SURE = 0.2
 TOP_TOOLS = 20
 FORM = 1  # of the statistics; drift is told only between equal ones
 Counts = dict[str, int]
@@ -115,13 +116,19 @@ def _tools(tasks: pd.DataFrame) -> dict[str, Any]:
 
 
 def languages(tasks: pd.DataFrame) -> dict[str, Any]:
-    """Languages of the requests by ``py3langid``, at most `CLASSIFIED` of each source, by digest."""
-    import py3langid
+    """Languages of the requests by ``py3langid``, at most `CLASSIFIED` of each source, by digest.
 
+    ``und`` is what its model gives less than `SURE` of its probability to ("Yes." could be anything).
+    """
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(
+        MODEL_FILE, norm_probs=True, min_confidence=SURE
+    )
     found: dict[str, Counts] = {}
     for source, own in tasks[tasks["kind"] == "original"].groupby("source", sort=True):
         texts = sorted((t for t in own["request"] if t), key=lambda t: digest([source, t]))
-        codes = Counter(str(py3langid.classify(text)[0]) for text in texts[:CLASSIFIED])
+        codes = Counter(str(identifier.classify(text)[0]) for text in texts[:CLASSIFIED])
         found[str(source)] = dict(sorted(codes.items(), key=lambda i: (-i[1], i[0])))
     total: Counter[str] = Counter()
     for counts in found.values():

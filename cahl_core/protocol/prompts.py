@@ -190,7 +190,7 @@ def neutralise(text: str, markers: Sequence[str]) -> str:
 
 
 def _cleaner(tokenizer: Any) -> Any:
-    markers = _markers(tokenizer, len(tokenizer))
+    markers = _markers(tokenizer, len(getattr(tokenizer, "added_tokens_decoder", ())))
 
     def clean(text: str) -> str:
         return neutralise(text, markers)
@@ -200,7 +200,7 @@ def _cleaner(tokenizer: Any) -> Any:
 
 @lru_cache(maxsize=8)
 def _markers(tokenizer: Any, size: int) -> tuple[str, ...]:
-    """The tokenizer's special tokens and our tags; ``size`` changes where a token is added."""
+    """The tokenizer's special tokens and our tags; ``size`` changes where one is added."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     tokens = [str(t) for t in added.values()] + list(tokenizer.all_special_tokens)
     special = sorted({t for t in tokens if len(t) > 1})

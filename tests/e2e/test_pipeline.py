@@ -21,7 +21,17 @@ from tests.conftest import ROOT, make_model, make_tokenizer
 
 PROFILE = {
     "model": {"backbone": "tiny", "max_context": 6000, "dtype": "float32"},
-    "prepare": {"max_prompt_tokens": 5000, "max_steps": 3, "max_records": 40, "dev_tasks": 4},
+    "fetch": {"sources": ["complexfuncbench", "nestful", "bfcl-v3"]},
+    "prepare": {
+        "sources": ["complexfuncbench", "nestful"],
+        "max_prompt_tokens": 5000,
+        "max_steps": 3,
+        "max_records": 40,
+        "dev_tasks": 4,
+        "unseen_tool_tasks": 4,
+        "rename_share": 0.3,
+        "distractors": 2,
+    },
     "sft": {"steps": 4, "tokens_per_step": 4000, "row_tokens": 4000},
     "train": {
         "steps": 2,
@@ -136,7 +146,7 @@ def test_counts_of_records_reconcile(finished: Path) -> None:
     sources = json.loads((finished / "metrics/prepare.json").read_text())["sources"]
     for counts in sources.values():
         gone = counts["held_out"] + sum(counts["quarantined"].values())
-        assert counts["in"] == counts["kept"] + gone
+        assert counts["tasks"] == counts["kept"] + gone
 
 
 def test_one_mlflow_run_per_pipeline_run_with_a_child_per_stage(finished: Path) -> None:
