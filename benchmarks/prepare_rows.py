@@ -51,7 +51,7 @@ def tool(number: int) -> dict[str, Any]:
 
 
 def rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Requests of one to three calls over two to five tools; every fiftieth repeats an earlier one."""
+    """Requests of one or two calls over one to three tools; every fiftieth repeats an earlier one."""
     generator = random.Random(seed)
     tools = [tool(n) for n in range(TOOLS)]
     earlier: list[dict[str, Any]] = []
@@ -59,8 +59,8 @@ def rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
         if number % 50 == 49:
             yield {**generator.choice(earlier), "id": f"row-{number}"}
             continue
-        offered = generator.sample(tools, generator.randint(2, 5))
-        wanted = offered[: generator.randint(1, min(3, len(offered)))]
+        offered = generator.sample(tools, generator.randint(1, 3))
+        wanted = offered[: generator.randint(1, min(2, len(offered)))]
         calls, said = [], []
         for k, chosen in enumerate(wanted):
             place, amount = generator.choice(PLACES), generator.randint(1, 999)
