@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cahl_core.tables import show_table
 
 if TYPE_CHECKING:
     from cahl_core.config import Settings
@@ -55,7 +57,7 @@ def list_sources(
         if as_json:
             _print_json([_entry(holding) for holding in found])
         else:
-            _table(HEADINGS, [_cells(holding) for holding in found])
+            show_table(HEADINGS, [_cells(holding) for holding in found])
 
 
 @app.command()
@@ -69,9 +71,9 @@ def fetch(
     with _project("data fetch", root, profile, overrides) as (root, settings):
         from cahl_core.datasets.fetch import fetch_sources
         from cahl_core.datasets.sources import load_sources
-        from cahl_core.stage import StageRun, _lock
+        from cahl_core.stage import StageRun, lock
 
-        with _lock(root, "fetch"):  # two downloads must not write to one file
+        with lock(root, "fetch"):  # two downloads must not write to one file
             fetch_sources(StageRun("fetch", root, settings), names, load_sources(root))
         if others := [name for name in names if name not in settings.fetch.sources]:
             print(f"not in fetch.sources, so the next `dvc repro fetch` removes it: {', '.join(others)}",
@@ -224,24 +226,6 @@ def readable(size: int) -> str:
             break
         amount, unit = amount / 1000, larger
     return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*headings)
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        Console().print(table)
-        return
-    widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
-    for row in [headings, *rows]:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
 
 
 def _print_json(value: Any) -> None:

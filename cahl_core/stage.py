@@ -131,7 +131,7 @@ def open_stage(name: str, root: Path, settings: Settings) -> Iterator[StageRun]:
         return
     record = _Record(stage)
     with ExitStack() as stack:
-        stack.enter_context(_lock(root, name))
+        stack.enter_context(lock(root, name))
         try:
             _open_pipes(stage, stack)
             _open_tracker(stage)
@@ -212,7 +212,8 @@ class _Record:
 
 
 @contextmanager
-def _lock(root: Path, name: str) -> Iterator[None]:
+def lock(root: Path, name: str) -> Iterator[None]:
+    """Holds the project's lock ``name``; `StageInputError` names the process that has it."""
     path = root / ".cahl" / "locks" / f"{name}.lock"
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
