@@ -101,22 +101,33 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def bfcl_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real BFCL package: the project's if fetched, else downloaded once, else a visible skip."""
+    """The real BFCL v3 package (`fetched_wheel`)."""
+    return fetched_wheel("bfcl-v3", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def bfcl_v4_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real BFCL v4 package (`fetched_wheel`)."""
+    return fetched_wheel("bfcl-v4", tmp_path_factory)
+
+
+def fetched_wheel(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's copy if fetched, else downloaded once, else a visible skip."""
     from cahl_core.datasets.sources import load_sources
     from cahl_core.datasets.wheels import obtain_wheel, unpack
     from cahl_core.errors import SourceError
 
-    fetched = ROOT / "data" / "raw" / "bfcl-v3"
+    fetched = ROOT / "data" / "raw" / name
     if (fetched / "bfcl_eval").is_dir():
         return fetched
-    source = load_sources(ROOT)["bfcl-v3"]
-    scratch = tmp_path_factory.mktemp("bfcl")
+    source = load_sources(ROOT)[name]
+    scratch = tmp_path_factory.mktemp(name)
     mirrors = [Path(m) for m in [os.environ.get("CAHL_MIRROR")] if m]
     try:
         wheel = obtain_wheel(source, scratch / "downloads", mirrors, 1, print)
     except SourceError as error:
         pytest.skip(f"the BFCL package cannot be had: {error.what}")
-    target = scratch / "wheel"
-    target.mkdir()
+    target = scratch / "data" / "raw" / name
+    target.mkdir(parents=True)
     unpack(wheel, source, target)
     return target
