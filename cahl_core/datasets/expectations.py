@@ -106,7 +106,7 @@ def _suites(settings: Settings) -> dict[str, list[Any]]:
         "prepared": _prepared(settings),
         "sft": _sft(settings),
         "rl": _rl(),
-        "eval": _eval(),
+        "eval": _eval(settings),
     }
 
 
@@ -184,17 +184,23 @@ def _rl() -> list[Any]:
     return found
 
 
-def _eval() -> list[Any]:
+def _eval(settings: Settings) -> list[Any]:
     gxe = _gxe()
-    return [
+    found = [
         gxe.ExpectColumnDistinctValuesToContainSet(
             column="split", value_set=[TRAIN, DEV], **CRITICAL
         ),
         gxe.ExpectColumnValuesToBeInSet(column="split", value_set=list(SPLITS), **CRITICAL),
         gxe.ExpectColumnValuesToBeInSet(column="in_two_splits", value_set=[False], **CRITICAL),
         gxe.ExpectColumnValuesToBeInSet(column="offers_unseen_tool", value_set=[False], **CRITICAL),
-        gxe.ExpectColumnDistinctValuesToContainSet(column="split", value_set=[UNSEEN], **WARNING),
     ]
+    if settings.prepare.unseen_tool_tasks:
+        found.append(
+            gxe.ExpectColumnDistinctValuesToContainSet(
+                column="split", value_set=[UNSEEN], **WARNING
+            )
+        )
+    return found
 
 
 def _result(outcome: Any) -> Report:
