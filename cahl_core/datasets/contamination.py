@@ -8,6 +8,7 @@ no fault, since tests name tools after everyday functions.
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from cahl_core.records import ToolTask
 GRAM = 10
 EXACT_WORDS = 5  # shorter questions ("how are you") are equal by chance
 IDS_LISTED = 50
+JOIN = ", "
 
 
 def normalise(text: str) -> tuple[str, ...]:
@@ -46,13 +48,26 @@ def grams(words: Sequence[str]) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How one text repeats a benchmark: ``exact`` or ``ten_gram``."""
+    """How one text repeats test questions, ``exact`` or ``ten_gram``, and of which benchmarks.
+
+    ``benchmark`` joins the names where several hold the question (BFCL v4 keeps most of v3's).
+    """
 
     benchmark: str
     how: str
 
+    @property
+    def benchmarks(self) -> list[str]:
+        return self.benchmark.split(JOIN)
+
     def __str__(self) -> str:
         return f"{self.benchmark}: {self.how}"
+
+
+def _joined(names: str | None, name: str) -> str:
+    if names is None:
+        return name
+    return names if name in names.split(JOIN) else sys.intern(f"{names}{JOIN}{name}")
 
 
 @dataclass
@@ -68,9 +83,9 @@ class Benchmarks:
         words = normalise(text)
         self.questions[name] += 1
         if len(words) >= EXACT_WORDS:
-            self.exact.setdefault(words, name)
+            self.exact[words] = _joined(self.exact.get(words), name)
         for gram in grams(words):
-            self.ten_grams.setdefault(gram, name)
+            self.ten_grams[gram] = _joined(self.ten_grams.get(gram), name)
 
     def overlap(self, text: str) -> Overlap | None:
         """How ``text`` repeats a question, exact before ten words in a row, or ``None``."""
@@ -186,7 +201,7 @@ def report(
     shared = benchmarks.shared_tools(tool_names)
     found: dict[str, Any] = {}
     for name in sorted(benchmarks.questions):
-        own = [(s, i, o.how) for s, i, o in contaminated if o.benchmark == name]
+        own = [(s, i, o.how) for s, i, o in contaminated if name in o.benchmarks]
         found[name] = {
             "questions": benchmarks.questions[name],
             "exact": sum(how == "exact" for _, _, how in own),

@@ -98,7 +98,8 @@ def epoch_order(weights: Sequence[float], key: str) -> list[int]:
     chosen: list[int] = []
     reached = 0.0
     for index, weight in enumerate(weights):
-        reached += weight
+        # the last sum is exact, so that rounding loses no entry
+        reached = total if index == len(weights) - 1 else reached + weight
         while len(chosen) < count and (len(chosen) + offset) * total < reached * count:
             chosen.append(index)
     generator.shuffle(chosen)

@@ -48,6 +48,15 @@ def test_equal_texts_and_ten_words_in_a_row_are_overlap(
     assert benchmarks.of_task(task("Good morning", text)) == expected
 
 
+def test_a_question_of_two_test_sets_counts_for_both(benchmarks: Benchmarks) -> None:
+    benchmarks.add("newer", QUESTION)
+    benchmarks.add("newer", QUESTION)
+    found = benchmarks.overlap(QUESTION)
+    assert found is not None and found.benchmarks == ["test", "newer"]
+    counts = report(benchmarks, [], [("s", "s-1", found)], [])["benchmarks"]
+    assert (counts["test"]["exact"], counts["newer"]["exact"]) == (1, 1)
+
+
 def test_only_what_users_say_counts(benchmarks: Benchmarks) -> None:
     assert benchmarks.of_task(task(QUESTION, role="assistant")) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from hypothesis import given
@@ -26,8 +27,8 @@ def test_a_pass_holds_each_task_as_often_as_its_weight_says(
 ) -> None:
     weights = [w / 100 for w in hundredths]
     order = epoch_order(weights, str(key))
-    assert len(order) == max(round(sum(weights)), 1)
-    share = len(order) / sum(weights)
+    assert len(order) == max(round(math.fsum(weights)), 1)
+    share = len(order) / math.fsum(weights)
     for index, weight in enumerate(weights):
         assert abs(order.count(index) - weight * share) < 1 + 1e-6
     assert order == epoch_order(weights, str(key))
