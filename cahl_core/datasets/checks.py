@@ -19,6 +19,7 @@ from cahl_core.datasets.references import (
 from cahl_core.datasets.validity import (
     control_characters,
     find_cycle,
+    meta_problem,
     plain,
     schema_problem,
     value_problem,
@@ -111,7 +112,9 @@ def parse(record: Any, where: str) -> ToolTask | Problem:
             if isinstance(function, Mapping) and not isinstance(function.get("parameters"), dict):
                 return "tool_without_schema", f"tool '{function.get('name')}' has no parameters"
     try:
-        return _clean_results(ToolTask.from_json(record, where))
+        task = ToolTask.from_json(record, where)
+        problem = meta_problem(task.meta, len(task.calls))
+        return ("malformed", problem) if problem is not None else _clean_results(task)
     except DataError as error:
         return "malformed", error.what
     except RecursionError:

@@ -147,13 +147,17 @@ def _parquet(path: Path, name: str, max_chars: int) -> Iterator[RawRecord]:
     try:
         rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         for index, row in enumerate(rows):
-            yield RawRecord(f"{name}[{index}]", _row(row))
+            yield _row(row, f"{name}[{index}]", max_chars)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         yield RawRecord(name, problem=("unreadable_file", f"not a readable Parquet file: {error}"))
 
 
-def _row(row: dict[str, Any]) -> Any:
-    """A row, or the record it carries: our own shards hold the whole record as JSON in one column."""
-    if "record" in row and isinstance(row["record"], str):
-        return json.loads(row["record"])
-    return row
+def _row(row: dict[str, Any], where: str, max_chars: int) -> RawRecord:
+    """A row, or the record it carries as JSON text (``record``), held to what a line is held to."""
+    text = row.get("record")
+    if not isinstance(text, str):
+        try:
+            text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:  # bytes, times, decimals; NaN
+            return RawRecord(where, problem=("not_json", str(error)), excerpt=str(row)[:EXCERPT])
+    return parse_line(text.encode("utf-8", errors="surrogatepass"), where, max_chars)

@@ -7,7 +7,7 @@ prompt shows them even as a distractor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cahl_core.files import digest
@@ -123,8 +123,3 @@ def without_tools(task: ToolTask, names: frozenset[str]) -> ToolTask:
 def offers(task: ToolTask, names: frozenset[str]) -> bool:
     """Whether the task offers one of the named tools."""
     return any(tool.name in names for tool in task.tools)
-
-
-def order(ids: Mapping[int, str], seed: int) -> list[int]:
-    """Indices in the order that a split is written in: by digest, so unrelated to the sources' order."""
-    return sorted(ids, key=lambda i: digest([seed, "order", ids[i]]))

@@ -61,6 +61,44 @@ def without_control_characters(value: Any) -> tuple[Any, int]:
     return value, 0
 
 
+def _list_of(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(type(v) in kinds for v in value)
+
+
+# fields of meta that preparation reads, and what each must be; all others are free
+META: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "results": ("a list", lambda v: isinstance(v, list)),
+    "resolved": ("a list of objects or null", _list_of(dict, type(None))),
+    "levels": ("a list of whole numbers", _list_of(int)),
+    "deps": ("a list of objects", _list_of(dict)),
+    "ungrounded": ("a list of texts", _list_of(str)),
+    "plan_texts": ("a list of objects", _list_of(dict)),
+    "distractors": ("a list", lambda v: isinstance(v, list)),
+    "missing": ("an object", lambda v: isinstance(v, dict)),
+    "answer": ("a text", lambda v: isinstance(v, str)),
+    "derivation": ("a text", lambda v: isinstance(v, str)),
+    "weight": ("a number from 0 on", lambda v: type(v) in (int, float) and v >= 0),
+}
+PER_CALL = ("results", "resolved", "levels")
+
+
+def meta_problem(meta: Mapping[str, Any], calls: int) -> str | None:
+    """What field of ``meta`` does not have its form, or ``None``.
+
+    >>> meta_problem({"levels": [0, "x"]}, 2), meta_problem({"levels": [0]}, 0)
+    ('meta.levels must be a list of whole numbers', 'meta.levels has 1 entries for 0 calls')
+    """
+    for name, (form, holds) in META.items():
+        value = meta.get(name)
+        if value is None:
+            continue
+        if not holds(value):
+            return f"meta.{name} must be {form}"
+        if name in PER_CALL and len(value) > calls:  # the last ones may be missing
+            return f"meta.{name} has {len(value)} entries for {calls} calls"
+    return None
+
+
 def plain(text: str) -> str:
     """``text`` with forbidden characters written as ``\\\\uXXXX``, so that a report can show it."""
     return FORBIDDEN.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
