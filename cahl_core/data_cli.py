@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,8 +120,9 @@ def stats(
 ) -> None:
     """Counts by source: records, steps, depth, tools, tokens, languages."""
     with _project("data stats", root, profile, overrides) as (root, settings):
-        module = import_module("cahl_core.datasets.statistics")
-        _exit(module.command(root, settings, names or [], as_json))
+        from cahl_core.datasets.statistics import command
+
+        command(root, settings, names or [], as_json)
 
 
 @app.command()
@@ -138,8 +138,9 @@ def validate(
 ) -> None:
     """Which records hold and which break what rule, without preparing anything."""
     with _project("data validate", root, profile, overrides) as (root, settings):
-        module = import_module("cahl_core.datasets.validation")
-        _exit(module.command(root, settings, target, file_format, as_json))
+        from cahl_core.datasets.validation import command
+
+        command(root, settings, target, file_format, as_json)
 
 
 @contextmanager
@@ -153,11 +154,6 @@ def _project(
     stage = "fetch" if command == "data fetch" else "data"
     with cli._failures(command, root):
         yield root, cli._prepare(stage, root, profile, overrides)
-
-
-def _exit(code: Any) -> None:
-    if code:
-        raise typer.Exit(int(code))
 
 
 def _context(root: Path, settings: Settings) -> Context:
