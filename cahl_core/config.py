@@ -9,23 +9,26 @@ from __future__ import annotations
 import difflib
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cahl_core.errors import ConfigError
+from cahl_core.train_config import (
+    FORMS,
+    Form,
+    Natural,
+    Positive,
+    RewardSettings,
+    RoleSettings,
+    Section,
+    Share,
+    TrainSettings,
+    Weight,
+)
 
-Positive = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, strict about keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+__all__ = ["RewardSettings", "RoleSettings", "TrainSettings"]
 
 
 class LoraSettings(Section):
@@ -57,6 +60,15 @@ class ModelSettings(Section):
     tool_rendering: Literal["compact", "json"] = "compact"
     max_context: Positive = Field(2048, description="tokens of prompt plus completion")
     lora: LoraSettings = LoraSettings()
+    form: Form = Field(
+        "hierarchical",
+        description="what one model writes: plan and calls apart (hierarchical), the calls of the "
+        "whole request (low_only), or plan and calls in one completion (single_level)",
+    )
+    weights: Literal["two_adapters", "shared_adapter", "two_models"] = Field(
+        "two_adapters",
+        description="what planner and executor share: the backbone, the adapter too, or nothing",
+    )
 
 
 class FetchSettings(Section):
@@ -149,52 +161,6 @@ class SftSettings(Section):
     checkpoint_every: Positive = 50
 
 
-class RoleSettings(Section):
-    """What each role has for itself in joint training (method: groups, losses)."""
-
-    learning_rate: float = Field(5e-5, gt=0)
-    clip_low: float = Field(0.2, ge=0)
-    clip_high: float = Field(0.28, ge=0)
-    kl_weight: Weight = 0.01
-    grad_clip: float = Field(1.0, gt=0)
-    temperature: float = Field(1.0, gt=0)
-    max_tokens: Positive = 192
-    advantage: Literal["group_std", "group_mean"] = Field(
-        "group_std", description="group_mean leaves out the division by the group's deviation"
-    )
-
-
-class RewardSettings(Section):
-    """Weights of the reward parts, equations in docs/method.md."""
-
-    w_form: Weight = 0.5
-    w_syn: Weight = 0.5
-    w_sem: Weight = 1.5
-    w_param: Weight = 1.0
-    w_exe: Weight = 1.5
-    c_extra: Weight = Field(0.1, description="cost of each sub-task beyond the gold steps")
-    param_match: Literal["strict", "substring"] = "strict"
-
-
-class TrainSettings(Section):
-    """Joint CAHL training."""
-
-    steps: Positive = 20
-    tasks_per_step: Positive = 4
-    plans_per_task: Annotated[int, Field(ge=2)] = Field(8, description="G_h")
-    executions_per_plan: Annotated[int, Field(ge=2)] = Field(4, description="G_l")
-    max_sub_tasks: Positive = Field(8, description="sub-tasks beyond this many are not executed")
-    row_tokens: Positive = 2048
-    lambda_executor: Weight = Field(1.0, description="weight of the executor's loss")
-    loss_type: Literal["grpo", "dr_grpo"] = "grpo"
-    inner_epochs: Positive = Field(1, description="updates on one batch of rollouts")
-    warmup_steps: Natural = 2
-    checkpoint_every: Positive = 5
-    planner: RoleSettings = RoleSettings()
-    executor: RoleSettings = RoleSettings(max_tokens=128)
-    rewards: RewardSettings = RewardSettings()
-
-
 class EvaluateSettings(Section):
     """BFCL v3 with the official checkers."""
 
@@ -253,6 +219,16 @@ class Settings(Section):
     tracking: TrackingSettings = TrackingSettings()
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _arm_fits_form(self) -> Settings:
+        expected = self.train.arm if self.train.arm in FORMS else "hierarchical"
+        if self.model.form != expected:
+            raise ValueError(
+                f"train.arm={self.train.arm} needs model.form={expected} (SFT, evaluation and "
+                f"registration read it too), and model.form is {self.model.form}"
+            )
+        return self
 
 
 def load_settings(

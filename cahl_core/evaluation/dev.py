@@ -21,7 +21,7 @@ from cahl_core.serving.agent import OPENINGS
 
 if TYPE_CHECKING:
     from cahl_core.policy.engine import Engine
-    from cahl_core.training.rollout import Tree
+    from cahl_core.training.tree import Tree
 
 # The record of one task as kept on disk: JSON values only.
 DevRecord = dict[str, Any]
@@ -64,7 +64,7 @@ def dev_record(tree: Tree) -> DevRecord:
     from cahl_core.datasets.targets import resolved_gold
 
     task, (node,) = tree.task, tree.plans
-    assert node.reward is not None
+    assert node.reward is not None and node.sample is not None
     gold = resolved_gold(task)
     texts = [s.completion.text for n in node.nodes for s in n.samples]
     calls = [call for n in node.nodes for made in n.calls for call in made]

@@ -23,11 +23,12 @@ from cahl_core.protocol.parsing import ParseFailure
 from cahl_core.records import ToolTask
 from cahl_core.stage import StageRun
 from cahl_core.training import checkpoints
-from cahl_core.training.checkpoints import Trainee
 from cahl_core.training.data import Sampler, load_split, split_files
 from cahl_core.training.distributed import Workers
-from cahl_core.training.rollout import Roller, Tree, set_advantages
-from cahl_core.training.update import REFERENCE_SUFFIX, update_role
+from cahl_core.training.rollout import Roller, set_advantages
+from cahl_core.training.trainee import REFERENCE_SUFFIX, Trainee
+from cahl_core.training.tree import Tree
+from cahl_core.training.update import update_role
 
 MAX_BAD_STEPS = 5
 PLOT = (
@@ -135,8 +136,9 @@ class Trainer:
         row: Row = {"step": float(step)}
         row |= self._summary(trees)
         row["non_finite_updates"] = 0.0
-        scale = min(1.0, (step + 1) / max(1, train.warmup_steps))
         for role in ROLES:
+            warmup = getattr(train, role).warmup_steps
+            scale = min(1.0, (step + 1) / max(1, warmup))
             clock = time.perf_counter()
             samples = [
                 s for t in trees for g in t.groups(role) for s in g
@@ -163,7 +165,7 @@ class Trainer:
         sums: dict[str, list[float]] = {}
         for tree in trees:
             for node in tree.plans:
-                assert node.reward is not None
+                assert node.reward is not None and node.sample is not None
                 _add(sums, "planner_reward", node.reward.total)
                 _add(sums, "plan_validity", node.reward.form)
                 _add(sums, "reward_parameters", node.reward.parameters)

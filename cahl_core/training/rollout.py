@@ -7,7 +7,7 @@ gold calls before j, so all samples of a (plan, sub-task) share one prompt and a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from cahl_core.advantages import group_advantages, zero_variance
 from cahl_core.config import Settings
@@ -16,64 +16,9 @@ from cahl_core.datasets.targets import gold_feedback, resolved_gold
 from cahl_core.policy.engine import Completion, Engine
 from cahl_core.protocol.parsing import ParseFailure, parse_execution, parse_plan
 from cahl_core.protocol.prompts import EXECUTION_STOP, PLAN_STOP, executor_prompt, planner_prompt
-from cahl_core.records import Plan, SubTask, ToolCall, ToolTask
-from cahl_core.rewards import (
-    ExecutorReward,
-    PlannerReward,
-    align_plan,
-    executor_reward,
-    planner_reward,
-)
-
-
-@dataclass(slots=True)
-class Sample:
-    """One completion with what training needs: token ids are kept from sampling to loss."""
-
-    prompt: list[int]
-    completion: Completion
-    reward: float = 0.0
-    advantage: float = 0.0
-    in_signal_group: bool = False
-
-
-@dataclass(slots=True)
-class SubTaskNode:
-    """A (plan, sub-task): one executor prompt and its G_l samples.
-
-    ``gold`` is ``None`` where no gold call corresponds: such samples count for the planner only.
-    """
-
-    sub_task: SubTask
-    gold: tuple[ToolCall, ...] | None
-    prompt: list[int]
-    samples: list[Sample] = field(default_factory=list)
-    calls: list[tuple[ToolCall, ...]] = field(default_factory=list)
-    rewards: list[ExecutorReward] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class PlanNode:
-    """One sampled plan and the sub-tasks that were executed."""
-
-    sample: Sample
-    plan: Plan | ParseFailure
-    nodes: list[SubTaskNode] = field(default_factory=list)
-    reward: PlannerReward | None = None
-
-
-@dataclass(slots=True)
-class Tree:
-    """All rollouts of one task."""
-
-    task: ToolTask
-    plans: list[PlanNode]
-
-    def groups(self, role: str) -> list[list[Sample]]:
-        """The samples compared with one another: per task for plans, per sub-task for executions."""
-        if role == "planner":
-            return [[p.sample for p in self.plans]]
-        return [n.samples for p in self.plans for n in p.nodes if n.gold is not None]
+from cahl_core.records import Plan, ToolCall, ToolTask
+from cahl_core.rewards import align_plan, executor_reward, planner_reward
+from cahl_core.training.tree import PlanNode, Sample, SubTaskNode, Tree
 
 
 class Roller:
@@ -127,30 +72,33 @@ class Roller:
     def _execute(self, trees: Sequence[Tree], seed: str, count: int, greedy: bool) -> None:
         role = self.settings.train.executor
         limit = self.settings.model.max_context - role.max_tokens
-        jobs: list[tuple[str, SubTaskNode]] = []
+        jobs: list[tuple[str, SubTaskNode, list[int]]] = []
         for tree in trees:
             for i, node in enumerate(tree.plans):
-                node.nodes = self._nodes(tree.task, node.plan)
-                for k, sub in enumerate(node.nodes):
+                pairs = self._nodes(tree.task, node.plan)
+                node.nodes = [sub for sub, _ in pairs]
+                for k, (sub, prompt) in enumerate(pairs):
                     # what cannot be executed for its length leaves the group, not the plan's account
-                    if len(sub.prompt) > limit:
+                    if len(prompt) > limit:
                         sub.gold = None
                         sub.calls = [()] * count
                     else:
-                        jobs.append((f"{seed}/{tree.task.id}/executor/{i}/{k}", sub))
+                        jobs.append((f"{seed}/{tree.task.id}/executor/{i}/{k}", sub, prompt))
         sampled = self.engine.generate(
-            [sub.prompt for _, sub in jobs],
+            [prompt for _, _, prompt in jobs],
             "executor",
             samples=count,
             max_tokens=role.max_tokens,
             temperature=0.0 if greedy else role.temperature,
-            seeds=[name for name, _ in jobs],
+            seeds=[name for name, _, _ in jobs],
             stop=EXECUTION_STOP,
         )
-        for (_, sub), completions in zip(jobs, sampled, strict=True):
-            sub.samples = [Sample(sub.prompt, c) for c in completions]
+        for (_, sub, prompt), completions in zip(jobs, sampled, strict=True):
+            sub.samples = [Sample(prompt, c) for c in completions]
 
-    def _nodes(self, task: ToolTask, plan: Plan | ParseFailure) -> list[SubTaskNode]:
+    def _nodes(
+        self, task: ToolTask, plan: Plan | ParseFailure
+    ) -> list[tuple[SubTaskNode, list[int]]]:
         if isinstance(plan, ParseFailure):
             return []
         gold = resolved_gold(task)
@@ -165,7 +113,7 @@ class Roller:
             wanted: tuple[ToolCall, ...] | None = None if column is None else (gold[column],)
             if sub_task.tool is None:
                 wanted = ()
-            nodes.append(SubTaskNode(sub_task, wanted, prompt))
+            nodes.append((SubTaskNode(sub_task, wanted, column), prompt))
             if column is not None:
                 reached = column + 1
         return nodes
@@ -183,6 +131,7 @@ def score(tree: Tree, settings: Settings, executions: int) -> None:
         unexecuted = [()] * (_size(node.plan) - len(node.nodes))
         made = [[*(s.calls[g] for s in node.nodes), *unexecuted] for g in range(executions)]
         node.reward = planner_reward(node.plan, task.calls, made, weights, gold)
+        assert node.sample is not None
         node.sample.reward = node.reward.total
 
 

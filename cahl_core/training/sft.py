@@ -28,8 +28,8 @@ from cahl_core.protocol.prompts import execution_text, executor_prompt, plan_tex
 from cahl_core.records import ToolTask
 from cahl_core.stage import StageRun
 from cahl_core.training import checkpoints
-from cahl_core.training.checkpoints import Trainee
 from cahl_core.training.data import epoch_order, load_split, split_files, weights_of
+from cahl_core.training.trainee import Trainee
 
 MAX_BAD_STEPS = 5
 DEV_TASKS = 16

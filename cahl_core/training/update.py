@@ -11,11 +11,9 @@ from cahl_core.config import Settings
 from cahl_core.losses import clipped_loss, token_weights
 from cahl_core.policy.logprobs import RowLogProbs, packed_rows, row_logprobs
 from cahl_core.policy.packing import Packed
-from cahl_core.training.checkpoints import Trainee
 from cahl_core.training.distributed import Workers
-from cahl_core.training.rollout import Sample
-
-REFERENCE_SUFFIX = "_ref"
+from cahl_core.training.trainee import Trainee
+from cahl_core.training.tree import Sample
 
 
 class Update:
@@ -88,7 +86,7 @@ def update_role(
         report.loss = 0.0
         for number, row in enumerate(rows):
             reference = _reference(trainee, row, prompts, role, own.temperature)
-            trainee.policy.activate(role)
+            trainee.activate()
             scored = row_logprobs(trainee.policy, row, [len(p) for p in prompts], own.temperature)
             new = scored.values[torch.cat(scored.members)]
             before = old[number]
@@ -123,9 +121,9 @@ def _reference(
     trainee: Trainee, row: Packed, prompts: Sequence[Sequence[int]], role: str, temperature: float
 ) -> Tensor:
     """Log-probabilities under the frozen SFT adapter of the same role, on the same backbone."""
-    with torch.no_grad(), trainee.policy.using(role + REFERENCE_SUFFIX):
+    with trainee.reference() as policy:
         lengths = [len(p) for p in prompts]
-        return row_logprobs(trainee.policy, row, lengths, temperature).values
+        return row_logprobs(policy, row, lengths, temperature).values
 
 
 def _spread(values: Sequence[float], scored: RowLogProbs) -> Tensor:

@@ -20,10 +20,11 @@ from cahl_core.protocol.prompts import execution_text, plan_text
 from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolSpec, ToolTask
 from cahl_core.stage import StageRun
 from cahl_core.training import checkpoints, joint, sft
-from cahl_core.training.checkpoints import Trainee
 from cahl_core.training.data import Sampler, load_tasks
 from cahl_core.training.distributed import Workers
-from cahl_core.training.rollout import PlanNode, Roller, Sample, Tree, score, set_advantages
+from cahl_core.training.rollout import Roller, score, set_advantages
+from cahl_core.training.trainee import Trainee
+from cahl_core.training.tree import PlanNode, Sample, Tree
 from cahl_core.training.update import update_role
 
 SMALL = {

@@ -1,0 +1,82 @@
+"""What learns: one adapter (or one model) with its optimizer and its frozen reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from cahl_core.policy.backbone import Policy
+
+REFERENCE_SUFFIX = "_ref"
+
+
+class Trainee:
+    """One adapter in training: its tensors, its AdamW, its gradient norm bound."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        name: str,
+        learning_rate: float,
+        grad_clip: float,
+        weight_decay: float = 0.0,
+        reference: tuple[Policy, str] | None = None,
+    ) -> None:
+        """``reference``: the policy and adapter that the KL term pulls towards."""
+        self.policy = policy
+        self._reference = reference
+        self.name = name
+        self.learning_rate = learning_rate
+        self.grad_clip = grad_clip
+        self.parameters = policy.parameters(name)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99)
+        )
+
+    def activate(self) -> None:
+        """Makes this the one that forward passes of ``self.policy`` use and give gradients to."""
+        self.policy.activate(self.name)
+
+    @contextmanager
+    def reference(self) -> Iterator[Policy]:
+        """The policy to score with under the reference's weights, without gradients."""
+        policy, name = self._reference or (self.policy, self.name + REFERENCE_SUFFIX)
+        with torch.no_grad(), policy.using(name):
+            yield policy
+
+    def step(self, scale: float) -> float:
+        """One AdamW step at ``scale`` times the learning rate; returns the gradient norm before
+        clipping. A non-finite norm skips the step and leaves everything as it was.
+        """
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip))
+        if norm == norm and norm != float("inf"):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate * scale
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Adapter and optimizer state under flat names."""
+        out: dict[str, Tensor] = {}
+        for index, parameter in enumerate(self.parameters):
+            out[f"{self.name}.{index}.value"] = parameter.detach()
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                out[f"{self.name}.{index}.{key}"] = value
+        return {k: v.contiguous().cpu() for k, v in out.items()}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over what `tensors` wrote."""
+        for index, parameter in enumerate(self.parameters):
+            prefix = f"{self.name}.{index}."
+            mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            parameter.copy_(mine.pop("value"))
+            if mine:
+                self.optimizer.state[parameter] = {
+                    k: v.clone() if k == "step" else v.to(parameter.device, copy=True)
+                    for k, v in mine.items()
+                }
