@@ -1,39 +1,49 @@
-"""Grammars of planner and executor texts. Parsing never raises on model text.
+"""Grammars of planner and executor texts, and their parsers. Parsing never raises on model text.
 
-Plan:      ``<plan>`` JSON list of ``{"task": str, "tool": str | null, "arguments": {…}}`` ``</plan>``
-Execution: optional ``<think>…</think>``, then one or more
-           ``<tool_call>{"name": str, "arguments": {…}}</tool_call>`` or one ``<response>…</response>``
+EBNF (`ws` is white space, `json` strict JSON as in `json_text`, `words` any text without the tag
+that closes it):
 
-White space between elements is free; any other text outside the tags is a failure.
+    plan      = ws, "<plan>", list, "</plan>", ws ;
+    list      = json list of sub-task ;
+    sub-task  = json object of exactly "task": string, "tool": string | null, "arguments": object ;
+    execution = ws, [ think ], ( call, { call } | response ) ;
+    think     = "<think>", words, "</think>", ws ;
+    call      = "<tool_call>", json object of exactly "name": string, "arguments": object,
+                "</tool_call>", ws ;
+    response  = "<response>", words, "</response>", ws ;
+    single    = plan, execution ;
+
+In the form ``hierarchical`` the planner writes `plan` and the executor an `execution` of one call or
+a response; in ``low_only`` the executor writes `execution`, in ``single_level`` `single`.
+
+The first closing tag closes, also inside a JSON string: generation ends there, before anybody could
+know better. Writers put ``\\u003c`` for the ``<`` of a tag inside a string (`texts`).
 """
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cahl_core.protocol.json_text import ParseFailure, elements, load, skip_space, unwritable
 from cahl_core.records import Plan, SubTask, ToolCall
+
+__all__ = ["Execution", "ParseFailure", "Single", "parse_execution", "parse_plan", "parse_single"]
 
 PLAN_OPEN, PLAN_CLOSE = "<plan>", "</plan>"
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 RESPONSE_OPEN, RESPONSE_CLOSE = "<response>", "</response>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+RESULT_OPEN, RESULT_CLOSE = "<tool_response>", "</tool_response>"  # in prompts only
 TAGS = (
-    PLAN_OPEN, PLAN_CLOSE, CALL_OPEN, CALL_CLOSE,
-    RESPONSE_OPEN, RESPONSE_CLOSE, THINK_OPEN, THINK_CLOSE,
+    PLAN_OPEN, PLAN_CLOSE, CALL_OPEN, CALL_CLOSE, RESPONSE_OPEN, RESPONSE_CLOSE,
+    THINK_OPEN, THINK_CLOSE, RESULT_OPEN, RESULT_CLOSE,
 )  # fmt: skip
 
-MAX_JSON_DEPTH = 64
-
-
-@dataclass(frozen=True, slots=True)
-class ParseFailure:
-    """Why a text is outside the grammar, and the character position where that shows."""
-
-    reason: str
-    position: int
+SUB_TASK_FORM = "{task: text, tool: text or null, arguments: object}"
+CALL_FORM = "{name: text, arguments: object}"
+HALF = "half of a surrogate pair"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,14 @@ class Execution:
     think: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Single:
+    """What one text of the form ``single_level`` holds."""
+
+    plan: Plan
+    execution: Execution
+
+
 def parse_plan(text: str) -> Plan | ParseFailure:
     """Reads one plan that fills ``text``.
 
@@ -53,30 +71,13 @@ def parse_plan(text: str) -> Plan | ParseFailure:
     >>> parse_plan("Sure!")
     ParseFailure(reason='no <plan>', position=0)
     """
-    start = _skip_space(text, 0)
-    if not text.startswith(PLAN_OPEN, start):
-        return ParseFailure("no <plan>", start)
-    close = text.find(PLAN_CLOSE, start)
-    if close < 0:
-        return ParseFailure("no </plan>", len(text))
-    if text[close + len(PLAN_CLOSE) :].strip():
-        return ParseFailure("text after </plan>", close + len(PLAN_CLOSE))
-    inner = start + len(PLAN_OPEN)
-    value = _load(text[inner:close], inner)
-    if isinstance(value, ParseFailure):
-        return value
-    if not isinstance(value, list):
-        return ParseFailure("the plan is not a JSON list", inner)
-    sub_tasks = []
-    for index, item in enumerate(value):
-        sub_task = _sub_task(item)
-        if sub_task is None:
-            return ParseFailure(
-                f"sub-task {index + 1} is not {{task: text, tool: text or null, arguments: object}}",
-                inner,
-            )
-        sub_tasks.append(sub_task)
-    return Plan(tuple(sub_tasks))
+    half = unwritable(text)
+    if half is not None:
+        return ParseFailure(HALF, half)
+    plan, after = _plan(text)
+    if isinstance(plan, Plan) and after < len(text):
+        return ParseFailure("text after </plan>", after)
+    return plan
 
 
 def parse_execution(text: str) -> Execution | ParseFailure:
@@ -87,40 +88,105 @@ def parse_execution(text: str) -> Execution | ParseFailure:
     >>> parse_execution("<response>No tool fits.</response>").response
     'No tool fits.'
     """
-    position = _skip_space(text, 0)
+    half = unwritable(text)
+    if half is not None:
+        return ParseFailure(HALF, half)
+    return _execution(text, 0)
+
+
+def parse_single(text: str) -> Single | ParseFailure:
+    """Reads a plan and the execution that follows it; positions are those in ``text``.
+
+    >>> parse_single("<plan>[]</plan><response>No.</response>").execution.response
+    'No.'
+    """
+    half = unwritable(text)
+    if half is not None:
+        return ParseFailure(HALF, half)
+    plan, after = _plan(text)
+    if isinstance(plan, ParseFailure):
+        return plan
+    execution = _execution(text, after)
+    return execution if isinstance(execution, ParseFailure) else Single(plan, execution)
+
+
+def split_single(text: str) -> tuple[str, str]:
+    """``text`` up to its first ``</plan>`` and what follows: `parse_plan` and `parse_execution`
+    read the parts as `parse_single` reads the whole, each for itself.
+    """
+    head, tag, tail = text.partition(PLAN_CLOSE)
+    return head + tag, tail
+
+
+def _plan(text: str) -> tuple[Plan | ParseFailure, int]:
+    """The plan that ``text`` begins with, and the first position after it that is no space."""
+    start = skip_space(text, 0)
+    if not text.startswith(PLAN_OPEN, start):
+        return ParseFailure("no <plan>", start), start
+    inner = start + len(PLAN_OPEN)
+    close = text.find(PLAN_CLOSE, inner)
+    if close < 0:
+        return ParseFailure("no </plan>", len(text)), len(text)
+    return _sub_tasks(text, inner, close), skip_space(text, close + len(PLAN_CLOSE))
+
+
+def _sub_tasks(text: str, start: int, end: int) -> Plan | ParseFailure:
+    value = load(text, start, end)
+    if isinstance(value, ParseFailure):
+        return value
+    if not isinstance(value, list):
+        return ParseFailure("the plan is not a JSON list", skip_space(text, start))
+    found = []
+    for index, item in enumerate(value):
+        wrong = _wrong(item, {"task": str, "tool": (str, type(None)), "arguments": dict})
+        if wrong is not None:
+            reason = f"sub-task {index + 1} is not {SUB_TASK_FORM}: {wrong}"
+            return ParseFailure(reason, list(elements(text, start, end))[index][0])
+        found.append(SubTask(item["task"], item["tool"], item["arguments"]))
+    return Plan(tuple(found))
+
+
+def _execution(text: str, position: int) -> Execution | ParseFailure:
+    """The execution that fills ``text`` from ``position`` on."""
+    position = skip_space(text, position)
     think = None
     if text.startswith(THINK_OPEN, position):
         end = text.find(THINK_CLOSE, position)
         if end < 0:
             return ParseFailure("no </think>", len(text))
         think = text[position + len(THINK_OPEN) : end]
-        position = _skip_space(text, end + len(THINK_CLOSE))
+        position = skip_space(text, end + len(THINK_CLOSE))
     if text.startswith(RESPONSE_OPEN, position):
-        end = text.find(RESPONSE_CLOSE, position)
-        if end < 0:
-            return ParseFailure("no </response>", len(text))
-        after = _skip_space(text, end + len(RESPONSE_CLOSE))
-        if after < len(text):
-            return ParseFailure("text after </response>", after)
-        return Execution((), text[position + len(RESPONSE_OPEN) : end].strip(), think)
+        return _response(text, position + len(RESPONSE_OPEN), think)
+    return _calls(text, position, think)
+
+
+def _response(text: str, inner: int, think: str | None) -> Execution | ParseFailure:
+    end = text.find(RESPONSE_CLOSE, inner)
+    if end < 0:
+        return ParseFailure("no </response>", len(text))
+    after = skip_space(text, end + len(RESPONSE_CLOSE))
+    if after < len(text):
+        return ParseFailure("text after </response>", after)
+    return Execution((), text[inner:end].strip(), think)
+
+
+def _calls(text: str, position: int, think: str | None) -> Execution | ParseFailure:
     calls: list[ToolCall] = []
     while text.startswith(CALL_OPEN, position):
         inner = position + len(CALL_OPEN)
         end = text.find(CALL_CLOSE, inner)
         if end < 0:
             return ParseFailure("no </tool_call>", len(text))
-        value = _load(text[inner:end], inner)
+        value = load(text, inner, end)
         if isinstance(value, ParseFailure):
             return value
-        if not (
-            isinstance(value, dict)
-            and set(value) == {"name", "arguments"}
-            and isinstance(value["name"], str)
-            and isinstance(value["arguments"], dict)
-        ):
-            return ParseFailure("a call is not {name: text, arguments: object}", inner)
+        wrong = _wrong(value, {"name": str, "arguments": dict})
+        if wrong is not None:
+            reason = f"call {len(calls) + 1} is not {CALL_FORM}: {wrong}"
+            return ParseFailure(reason, skip_space(text, inner))
         calls.append(ToolCall(value["name"], value["arguments"]))
-        position = _skip_space(text, end + len(CALL_CLOSE))
+        position = skip_space(text, end + len(CALL_CLOSE))
     if not calls:
         return ParseFailure("neither <tool_call> nor <response>", position)
     if position < len(text):
@@ -128,66 +194,22 @@ def parse_execution(text: str) -> Execution | ParseFailure:
     return Execution(tuple(calls), None, think)
 
 
-def _sub_task(item: Any) -> SubTask | None:
-    if not isinstance(item, dict) or set(item) != {"task", "tool", "arguments"}:
-        return None
-    task, tool, arguments = item["task"], item["tool"], item["arguments"]
-    if not isinstance(task, str) or not isinstance(arguments, dict):
-        return None
-    if tool is not None and not isinstance(tool, str):
-        return None
-    return SubTask(task, tool, arguments)
+def _wrong(item: Any, form: Mapping[str, type | tuple[type, ...]]) -> str | None:
+    """What keeps ``item`` from being an object of exactly these keys, or ``None``."""
+    if not isinstance(item, dict):
+        return f"it is {_JSON_NAMES[type(item)]}"
+    for key in form:
+        if key not in item:
+            return f"no '{key}'"
+    for key, value in item.items():
+        if key not in form:
+            return f"'{key[:40]}' is none of its keys"
+        if not isinstance(value, form[key]):
+            return f"'{key}' is {_JSON_NAMES[type(value)]}"
+    return None
 
 
-def _skip_space(text: str, position: int) -> int:
-    match = re.compile(r"\s*").match(text, position)
-    return match.end() if match else position
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{text} is out of range")
-    return number
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise ValueError("a key is given twice")
-    return dict(pairs)
-
-
-def _load(text: str, offset: int) -> Any:
-    """Strict JSON (no NaN, no repeated keys, bounded nesting), or a `ParseFailure`."""
-    if _depth(text) > MAX_JSON_DEPTH:
-        return ParseFailure(f"nested deeper than {MAX_JSON_DEPTH}", offset)
-    try:
-        value = json.loads(
-            text,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            object_pairs_hook=_unique_keys,
-        )
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be written
-        return value
-    except json.JSONDecodeError as error:
-        return ParseFailure(f"not JSON: {error.msg}", offset + error.pos)
-    except ValueError as error:  # NaN, 1e999, repeated key, an integer of thousands of digits
-        return ParseFailure(f"not JSON: {error}", offset)
-
-
-def _depth(text: str) -> int:
-    """An upper bound of the nesting (brackets inside strings count too)."""
-    depth = deepest = 0
-    for character in text:
-        if character in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in "]}":
-            depth -= 1
-    return deepest
+_JSON_NAMES: dict[type, str] = {
+    dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null",
+    int: "a number", float: "a number",
+}  # fmt: skip

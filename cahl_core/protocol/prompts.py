@@ -1,19 +1,17 @@
-"""What planner and executor read and write, as text and as token ids.
+"""What planner and executor read, as text and as token ids, in every form of the model.
 
-Both prompts put the tools into the system message, so all sub-tasks of one tool set share a token
-prefix, which the engine and the packed forward encode once. The backbone's own chat template is used;
-text from data can open or close neither a role nor a tag of ours (`neutralise`).
+All prompts put the tools into the system message, so all sub-tasks of one tool set share a token
+prefix, which the engine and the packed forward encode once. The backbone's own chat template is used
+where it has one (`templates`); text from data can open or close neither a role nor a tag of ours.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
-from cahl_core.errors import ModelError
+from cahl_core.protocol.markers import neutralise
 from cahl_core.protocol.parsing import (
     CALL_CLOSE,
     CALL_OPEN,
@@ -21,10 +19,18 @@ from cahl_core.protocol.parsing import (
     PLAN_OPEN,
     RESPONSE_CLOSE,
     RESPONSE_OPEN,
-    TAGS,
+    RESULT_CLOSE,
+    RESULT_OPEN,
+    THINK_OPEN,
 )
 from cahl_core.protocol.rendering import Rendering, render_tools
-from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolSpec
+from cahl_core.protocol.templates import Turn, clean, templated, token_ids
+from cahl_core.protocol.texts import execution_text, plan_text, single_text
+from cahl_core.records import Message, SubTask, ToolSpec
+from cahl_core.roles import Role
+from cahl_core.train_config import Form
+
+__all__ = ["execution_text", "neutralise", "plan_text", "single_text"]
 
 PLAN_STOP = (PLAN_CLOSE,)
 EXECUTION_STOP = (CALL_CLOSE, RESPONSE_CLOSE)
@@ -39,6 +45,36 @@ EXECUTOR_SYSTEM = (
     '<tool_call>{"name": ..., "arguments": {...}}</tool_call> with values taken from the sub-task '
     "and the results, or <response>...</response> if no tool is needed."
 )
+LOW_ONLY_SYSTEM = (
+    "You carry out a request. Write every needed call, in order, as "
+    '<tool_call>{"name": ..., "arguments": {...}}</tool_call>. $varN.path$ stands for a value in '
+    "the result of call N. If no tool fits the request, write <response>...</response>."
+)
+SINGLE_SYSTEM = (
+    "You plan and carry out a request. First write <plan>[...]</plan>: a JSON list of sub-tasks in "
+    'order, each {"task", "tool", "arguments"}, one per needed call. Then write every call, in '
+    'order, as <tool_call>{"name": ..., "arguments": {...}}</tool_call>. $varN.path$ stands for a '
+    "value in the result of sub-task N. If no tool fits the request, write <plan>[]</plan> and "
+    "<response>...</response>."
+)
+
+
+def stops(form: Form, role: Role) -> tuple[str, ...]:
+    """The tags that end a text of this role (kept in it); the end-of-turn token always does.
+
+    The executor of a sub-task writes one call. In the flat forms a call may be followed by another,
+    so only a response ends the text by its tag.
+    """
+    if form != "hierarchical":
+        return (RESPONSE_CLOSE,)
+    return PLAN_STOP if role == "planner" else EXECUTION_STOP
+
+
+def openings(form: Form, role: Role) -> tuple[str, ...]:
+    """How a text of this role may begin; one that begins otherwise is outside the grammar already."""
+    if role == "planner" or form == "single_level":
+        return (PLAN_OPEN,)
+    return (THINK_OPEN, CALL_OPEN, RESPONSE_OPEN)
 
 
 def planner_prompt(
@@ -48,7 +84,43 @@ def planner_prompt(
     rendering: Rendering,
 ) -> list[int]:
     """Token ids of `planner_prompt_text`."""
-    return _ids(tokenizer, planner_prompt_text(tokenizer, messages, tools, rendering))
+    return token_ids(tokenizer, planner_prompt_text(tokenizer, messages, tools, rendering))
+
+
+def low_only_prompt(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[ToolSpec],
+    rendering: Rendering,
+) -> list[int]:
+    """Token ids of the prompt of an executor whose only sub-task is the whole request."""
+    return token_ids(tokenizer, _request(tokenizer, LOW_ONLY_SYSTEM, messages, tools, rendering))
+
+
+def single_prompt(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[ToolSpec],
+    rendering: Rendering,
+) -> list[int]:
+    """Token ids of the prompt that asks for the plan and the calls in one text."""
+    return token_ids(tokenizer, _request(tokenizer, SINGLE_SYSTEM, messages, tools, rendering))
+
+
+def request_prompt(
+    form: Form,
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[ToolSpec],
+    rendering: Rendering,
+) -> list[int]:
+    """The prompt that holds the request in this form: the first that a rollout needs."""
+    prompt = {
+        "hierarchical": planner_prompt,
+        "low_only": low_only_prompt,
+        "single_level": single_prompt,
+    }[form]
+    return prompt(tokenizer, messages, tools, rendering)
 
 
 def planner_prompt_text(
@@ -60,23 +132,36 @@ def planner_prompt_text(
 ) -> str:
     """The prompt that ends where the plan begins, in the backbone's own chat template.
 
-    System messages of the conversation follow our own instruction in the one system message; tool
-    results become user turns and calls a line of text, since many templates know neither.
+    System messages of the conversation follow our own instruction in the one system message; a tool's
+    result becomes a user turn in ``<tool_response>`` tags, which no user can write, and calls a line
+    of text, since many templates know neither.
 
     Args:
         listing: the tools as `tool_listing` writes them, where the caller has it.
     """
-    clean = _cleaner(tokenizer)
-    system = [_system(PLANNER_SYSTEM, listing or tool_listing(tokenizer, tools, rendering))]
-    turns: list[dict[str, str]] = []
+    return _request(tokenizer, PLANNER_SYSTEM, messages, tools, rendering, listing)
+
+
+def _request(
+    tokenizer: Any,
+    instruction: str,
+    messages: Sequence[Message],
+    tools: Sequence[ToolSpec],
+    rendering: Rendering,
+    listing: str | None = None,
+) -> str:
+    system = [_system(instruction, listing or tool_listing(tokenizer, tools, rendering))]
+    turns: list[Turn] = []
     for message in messages:
+        content = clean(tokenizer, _spoken(message))
         if message.role == "system":
-            system.append(clean(message.content))
+            system.append(content)
         elif message.role == "tool":
-            turns.append({"role": "user", "content": "Result: " + clean(message.content)})
+            result = f"{RESULT_OPEN}\n{content}\n{RESULT_CLOSE}"
+            turns.append({"role": "user", "content": result})
         else:
-            turns.append({"role": message.role, "content": clean(_spoken(message))})
-    return _templated(tokenizer, "\n\n".join(system), turns)
+            turns.append({"role": message.role, "content": content})
+    return templated(tokenizer, "\n\n".join(system), turns)
 
 
 def calls_line(calls: Sequence[Mapping[str, Any]]) -> str:
@@ -98,7 +183,7 @@ def executor_prompt(
 ) -> list[int]:
     """Token ids of `executor_prompt_text`."""
     text = executor_prompt_text(tokenizer, sub_task, tools, feedback, rendering)
-    return _ids(tokenizer, text)
+    return token_ids(tokenizer, text)
 
 
 def executor_prompt_text(
@@ -111,97 +196,32 @@ def executor_prompt_text(
 ) -> str:
     """The prompt that ends where the executor's text begins.
 
+    Every line of it is ours: results and sub-task are JSON, in which a line break is an escape.
+
     Args:
         listing: the tools as `tool_listing` writes them, where the caller has it.
         feedback: the earlier sub-tasks of the plan with their results; those whose result is
             ``None`` (unknown) keep their number but are not shown.
     """
-    clean = _cleaner(tokenizer)
     lines = [
-        f"Result {number} ({earlier.tool}): {json.dumps(result, ensure_ascii=False)}"
+        f"Result {number} ({_one_line(earlier.tool)}): {json.dumps(result, ensure_ascii=False)}"
         for number, (earlier, result) in enumerate(feedback, 1)
         if result is not None
     ]
     lines.append("Sub-task: " + json.dumps(sub_task.to_json(), ensure_ascii=False))
-    content = clean("\n".join(lines))
+    content = clean(tokenizer, "\n".join(lines))
     system = _system(EXECUTOR_SYSTEM, listing or tool_listing(tokenizer, tools, rendering))
-    return _templated(tokenizer, system, [{"role": "user", "content": content}])
+    return templated(tokenizer, system, [{"role": "user", "content": content}])
 
 
-def plan_text(plan: Plan) -> str:
-    """The text `parse_plan` reads back to the same plan."""
-    return f"{PLAN_OPEN}{_closed(json.dumps(plan.to_json(), ensure_ascii=False))}{PLAN_CLOSE}"
-
-
-def execution_text(calls: Sequence[ToolCall], response: str | None = None) -> str:
-    """The text `parse_execution` reads back: the calls, or a response where there are none."""
-    if not calls:
-        return f"{RESPONSE_OPEN}{_closed(response or 'No tool fits.')}{RESPONSE_CLOSE}"
-    blocks = (_closed(json.dumps(c.to_json(), ensure_ascii=False)) for c in calls)
-    return "\n".join(f"{CALL_OPEN}{block}{CALL_CLOSE}" for block in blocks)
-
-
-def _closed(body: str) -> str:
-    """Writes any tag inside a JSON string with its ``<`` as a JSON escape, so it closes nothing."""
-    for tag in TAGS:
-        body = body.replace(tag, "\\u003c" + tag[1:])
-    return body
+def _one_line(name: str | None) -> str:
+    return " ".join(str(name).split())
 
 
 def tool_listing(tokenizer: Any, tools: Sequence[ToolSpec], rendering: Rendering) -> str:
-    """The tools as both prompts show them."""
-    clean = _cleaner(tokenizer)
-    return str(clean(render_tools(tools, rendering))) if tools else "(none)"
+    """The tools as all prompts show them."""
+    return clean(tokenizer, render_tools(tools, rendering)) if tools else "(none)"
 
 
 def _system(instruction: str, listing: str) -> str:
     return f"{instruction}\n\nTools:\n{listing}"
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def _templated(tokenizer: Any, system: str, turns: list[dict[str, str]]) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(
-            "the backbone's tokenizer has no chat template",
-            "use an instruction-tuned backbone, or add chat_template.jinja to its directory",
-        )
-    text: str = tokenizer.apply_chat_template(
-        [{"role": "system", "content": system}, *turns],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    return text
-
-
-def neutralise(text: str, markers: Sequence[str]) -> str:
-    """Puts a space after the first character of every marker in ``text``.
-
-    >>> neutralise("a</plan><|im_end|>", ["</plan>", "<|im_end|>"])
-    'a< /plan>< |im_end|>'
-    """
-    if not any(marker in text for marker in markers):
-        return text
-    pattern = "|".join(re.escape(m) for m in sorted(markers, key=len, reverse=True))
-    return re.sub(pattern, lambda m: m.group()[0] + " " + m.group()[1:], text)
-
-
-def _cleaner(tokenizer: Any) -> Any:
-    markers = _markers(tokenizer, len(getattr(tokenizer, "added_tokens_decoder", ())))
-
-    def clean(text: str) -> str:
-        return neutralise(text, markers)
-
-    return clean
-
-
-@lru_cache(maxsize=8)
-def _markers(tokenizer: Any, size: int) -> tuple[str, ...]:
-    """The tokenizer's special tokens and our tags; ``size`` changes where one is added."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    tokens = [str(t) for t in added.values()] + list(tokenizer.all_special_tokens)
-    special = sorted({t for t in tokens if len(t) > 1})
-    return tuple(dict.fromkeys((*special, *TAGS)))

@@ -44,10 +44,11 @@ def signature(tool: ToolSpec) -> str:
         mark = "" if name in required else "?"
         default = schema.get("default")
         tail = "" if default in (None, "", [], {}) else f" = {json.dumps(default)}"
-        parts.append(f"{name}{mark}: {type_name(schema)}{tail}")
+        shown = _one_line(name)
+        parts.append(f"{shown}{mark}: {type_name(schema)}{tail}")
         if note := _first_clause(str(schema.get("description") or "")):
-            notes.append(f"{name}: {note}")
-    head = f"{tool.name}({', '.join(parts)}){_returns(tool)}"
+            notes.append(f"{shown}: {note}")
+    head = f"{_one_line(tool.name)}({', '.join(parts)}){_returns(tool)}"
     if description := _squeeze(tool.description):
         head += f" - {description}"
     return head + (f"\n  {'; '.join(notes)}" if notes else "")
@@ -66,7 +67,7 @@ def type_name(schema: Mapping[str, Any], depth: int = 0) -> str:
             return "|".join(dict.fromkeys(names)) or "any"
     kind = schema.get("type", "any")
     if isinstance(kind, list):
-        return "|".join(str(k) for k in kind)
+        return "|".join(_one_line(k) for k in kind)
     if kind == "array":
         items = schema.get("items")
         nested = isinstance(items, Mapping) and depth < MAX_DEPTH
@@ -75,12 +76,12 @@ def type_name(schema: Mapping[str, Any], depth: int = 0) -> str:
     if kind == "object" and isinstance(properties, Mapping) and properties and depth < MAX_DEPTH:
         required = set(schema.get("required") or ())
         fields = (
-            f"{n}{'' if n in required else '?'}: "
+            f"{_one_line(n)}{'' if n in required else '?'}: "
             + type_name(s if isinstance(s, Mapping) else {}, depth + 1)
             for n, s in properties.items()
         )
         return "{" + ", ".join(fields) + "}"
-    return str(kind)
+    return _one_line(kind)
 
 
 def _returns(tool: ToolSpec) -> str:
@@ -98,9 +99,15 @@ def _field_names(schema: Mapping[str, Any], depth: int) -> str:
     fields = []
     for name, field in list(properties.items())[:MAX_RETURNS]:
         nested = _field_names(field, depth + 1) if isinstance(field, Mapping) else ""
-        fields.append(f"{name}: {nested}" if nested else str(name))
+        shown = _one_line(name)
+        fields.append(f"{shown}: {nested}" if nested else shown)
     more = ", ..." if len(properties) > MAX_RETURNS else ""
     return "{" + ", ".join(fields) + more + "}"
+
+
+def _one_line(name: Any) -> str:
+    """A name as it stands, but for line breaks: each line of a listing is one tool's or its notes."""
+    return " ".join(str(name).split())
 
 
 def _squeeze(text: str) -> str:

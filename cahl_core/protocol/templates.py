@@ -1,0 +1,190 @@
+"""Chat templates: the backbone's own where it has one, ours where not, and what data must not write.
+
+What a template accepts is found by rendering short probes: some refuse or drop a system turn, some
+insist on alternating turns, some leave a thinking block open, some write today's date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from cahl_core.errors import ModelError
+from cahl_core.protocol.markers import REPLACEMENT, Markers, literal_markers
+from cahl_core.protocol.parsing import TAGS, THINK_CLOSE, THINK_OPEN
+
+Turn = dict[str, str]
+
+CHATML = (
+    "{% if bos_token %}{{ bos_token }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# Prompts must not depend on the day: a model is trained and asked on different ones.
+DAY = datetime(2024, 7, 26)
+
+_SYSTEM, _USER, _ANSWER, _AGAIN = "Sentinela", "Sentinelb", "Sentinelc", "Sentineld"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dialect:
+    """What is known of a tokenizer's template.
+
+    Attributes:
+        template: ours where the tokenizer has none, else ``None``.
+        takes_system: a system turn is written; if not, its text leads the first user turn.
+        takes_repeats: two user turns may follow one another; if not, they become one.
+        special: the tokenizer's own markers, apart from our tags.
+        markers: all that data must not write.
+        folds: the tokenizer normalises text before it looks for special tokens.
+    """
+
+    template: str | None
+    takes_system: bool
+    takes_repeats: bool
+    special: tuple[str, ...]
+    markers: Markers
+    folds: bool
+
+
+def dialect_of(tokenizer: Any) -> Dialect:
+    """The dialect of a tokenizer, found once for each state of its tokens and template."""
+    template = getattr(tokenizer, "chat_template", None)
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
+    return _dialect(tokenizer, size, template if isinstance(template, str) else str(template))
+
+
+def templated(tokenizer: Any, system: str, turns: Sequence[Turn]) -> str:
+    """The prompt of a conversation, up to where the model's own text begins.
+
+    Raises:
+        ModelError: the template refuses even a system text and alternating turns.
+    """
+    dialect = dialect_of(tokenizer)
+    arranged = _arranged(dialect, system, turns)
+    try:
+        text = _rendered(tokenizer, dialect.template, arranged)
+    except Exception as error:  # templates raise whatever their authors chose
+        raise ModelError(
+            f"the backbone's chat template refuses a prompt: {error}",
+            "use an instruction-tuned backbone, or correct chat_template.jinja in its directory",
+        ) from error
+    # only the template can have opened this block: data and our instructions cannot
+    if text.rfind(THINK_OPEN) > text.rfind(THINK_CLOSE):
+        text = f"{text.rstrip()}\n\n{THINK_CLOSE}\n\n"
+    return text
+
+
+def clean(tokenizer: Any, text: str) -> str:
+    """``text`` such that, inside a prompt, it opens and closes neither a role nor a tag."""
+    dialect = dialect_of(tokenizer)
+    text = dialect.markers.neutralise(text)
+    return _unfolded(tokenizer, text) if dialect.folds else text
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a prompt's text; nothing is added to it."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@lru_cache(maxsize=8)
+def _dialect(tokenizer: Any, size: int, template: str) -> Dialect:
+    ours = None if getattr(tokenizer, "chat_template", None) else CHATML
+    takes_system = _keeps(tokenizer, ours, [("system", _SYSTEM), ("user", _USER)])
+    takes_repeats = _keeps(
+        tokenizer, ours, [("user", _USER), ("user", _AGAIN), ("assistant", _ANSWER)]
+    ) and _keeps(tokenizer, ours, [("assistant", _ANSWER), ("user", _USER)])
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {str(t) for t in added} | {str(t) for t in tokenizer.all_special_tokens}
+    special = tuple(sorted({t for t in names if t.strip()} - set(TAGS)))
+    literals = literal_markers(_literals(tokenizer, ours, takes_system), special)
+    normaliser = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    folds = normaliser is not None and any(getattr(t, "normalized", False) for t in added)
+    markers = Markers((*special, *literals, *TAGS))
+    return Dialect(ours, takes_system, takes_repeats, special, markers, folds)
+
+
+def _rendered(tokenizer: Any, template: str | None, turns: Sequence[Turn]) -> str:
+    options = {} if template is None else {"chat_template": template}
+    text: str = tokenizer.apply_chat_template(
+        list(turns),
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        date_string=DAY.strftime("%d %b %Y"),
+        strftime_now=DAY.strftime,
+        **options,
+    )
+    return text
+
+
+def _keeps(tokenizer: Any, template: str | None, turns: Sequence[tuple[str, str]]) -> bool:
+    """Whether the template writes every one of these turns, once."""
+    try:
+        text = _rendered(tokenizer, template, [_turn(*turn) for turn in turns])
+    except Exception:  # whatever it raises, it refuses
+        return False
+    return all(text.count(content) == 1 for _, content in turns)
+
+
+def _literals(tokenizer: Any, template: str | None, takes_system: bool) -> list[str]:
+    """The constant parts of a rendered conversation."""
+    turns = [("user", _USER), ("assistant", _ANSWER), ("user", _AGAIN)]
+    turns = [("system", _SYSTEM), *turns] if takes_system else turns
+    try:
+        text = _rendered(tokenizer, template, [_turn(*turn) for turn in turns])
+    except Exception:  # `templated` says so with the real prompt
+        return []
+    for _, content in turns:
+        text = text.replace(content, "\0")
+    return text.split("\0")
+
+
+def _turn(role: str, content: str) -> Turn:
+    return {"role": role, "content": content}
+
+
+def _arranged(dialect: Dialect, system: str, turns: Sequence[Turn]) -> list[Turn]:
+    """The turns in an order and with roles that the template accepts; no text is left out."""
+    if dialect.takes_system and dialect.takes_repeats:
+        return [_turn("system", system), *turns]
+    if not dialect.takes_system:
+        turns, lead = [_turn("user", system), *turns], []
+    else:
+        lead = [_turn("system", system)]
+        if turns and turns[0]["role"] == "assistant":
+            turns = [_turn("user", "(the conversation begins with an answer)"), *turns]
+    merged: list[Turn] = []
+    for turn in turns:
+        leads = len(merged) == 1 and not dialect.takes_system
+        if merged and (leads or not dialect.takes_repeats) and merged[-1]["role"] == turn["role"]:
+            merged[-1] = _turn(turn["role"], f"{merged[-1]['content']}\n\n{turn['content']}")
+        else:
+            merged.append(turn)
+    return lead + merged
+
+
+def _unfolded(tokenizer: Any, text: str) -> str:
+    """Breaks up what becomes a special token only through the tokenizer's own normalisation."""
+    backend = tokenizer.backend_tokenizer
+    added = {i for i, t in tokenizer.added_tokens_decoder.items() if str(t).strip()}
+    for attempt in range(8):
+        encoding = backend.encode(text, add_special_tokens=False)
+        spans = [
+            (start, end)
+            for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if i in added and end > start
+        ]
+        if not spans:
+            return text
+        for start, end in reversed(spans):
+            piece = text[start:end]
+            # at first a space inside; if that is normalised away too, between all characters
+            broken = f"{piece[0]} {piece[1:]}" if attempt < 4 else " ".join(piece)
+            text = text[:start] + (broken if len(piece) > 1 else REPLACEMENT) + text[end:]
+    return REPLACEMENT
