@@ -12,28 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cahl_core.protocol.markers import neutralise
-from cahl_core.protocol.parsing import (
-    CALL_CLOSE,
-    CALL_OPEN,
-    PLAN_CLOSE,
-    PLAN_OPEN,
-    RESPONSE_CLOSE,
-    RESPONSE_OPEN,
-    RESULT_CLOSE,
-    RESULT_OPEN,
-    THINK_OPEN,
-)
+from cahl_core.protocol.parsing import RESULT_CLOSE, RESULT_OPEN
 from cahl_core.protocol.rendering import Rendering, render_tools
 from cahl_core.protocol.templates import Turn, clean, templated, token_ids
 from cahl_core.protocol.texts import execution_text, plan_text, single_text
 from cahl_core.records import Message, SubTask, ToolSpec
-from cahl_core.roles import Role
-from cahl_core.train_config import Form
 
 __all__ = ["execution_text", "neutralise", "plan_text", "single_text"]
-
-PLAN_STOP = (PLAN_CLOSE,)
-EXECUTION_STOP = (CALL_CLOSE, RESPONSE_CLOSE)
 
 PLANNER_SYSTEM = (
     "You plan tool use. Write <plan>[...]</plan>: a JSON list of sub-tasks in order, each "
@@ -57,24 +42,6 @@ SINGLE_SYSTEM = (
     "value in the result of sub-task N. If no tool fits the request, write <plan>[]</plan> and "
     "<response>...</response>."
 )
-
-
-def stops(form: Form, role: Role) -> tuple[str, ...]:
-    """The tags that end a text of this role (kept in it); the end-of-turn token always does.
-
-    The executor of a sub-task writes one call. In the flat forms a call may be followed by another,
-    so only a response ends the text by its tag.
-    """
-    if form != "hierarchical":
-        return (RESPONSE_CLOSE,)
-    return PLAN_STOP if role == "planner" else EXECUTION_STOP
-
-
-def openings(form: Form, role: Role) -> tuple[str, ...]:
-    """How a text of this role may begin; one that begins otherwise is outside the grammar already."""
-    if role == "planner" or form == "single_level":
-        return (PLAN_OPEN,)
-    return (THINK_OPEN, CALL_OPEN, RESPONSE_OPEN)
 
 
 def planner_prompt(
@@ -105,22 +72,6 @@ def single_prompt(
 ) -> list[int]:
     """Token ids of the prompt that asks for the plan and the calls in one text."""
     return token_ids(tokenizer, _request(tokenizer, SINGLE_SYSTEM, messages, tools, rendering))
-
-
-def request_prompt(
-    form: Form,
-    tokenizer: Any,
-    messages: Sequence[Message],
-    tools: Sequence[ToolSpec],
-    rendering: Rendering,
-) -> list[int]:
-    """The prompt that holds the request in this form: the first that a rollout needs."""
-    prompt = {
-        "hierarchical": planner_prompt,
-        "low_only": low_only_prompt,
-        "single_level": single_prompt,
-    }[form]
-    return prompt(tokenizer, messages, tools, rendering)
 
 
 def planner_prompt_text(
