@@ -1,62 +1,50 @@
 """Rewards of planner and executor: pure functions, every part in [0, 1] before weighting.
 
 After CAHL (arXiv 2606.09371), R_h = R_param + R_exe and R_l = R_form + R_syn + R_sem; what the paper
-leaves open is decided in docs/method.md. Gold calls are numbered from 1 in the order of the record,
-one gold step per call.
+leaves open is decided in docs/method.md. Gold is given as steps of parallel calls, or as calls, each
+a step of its own. ``cahl_core/explain.py`` says of one reward where it comes from.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cahl_core.config import RewardSettings
-from cahl_core.datasets.references import whole_reference
+from cahl_core.call_schema import fits_schema
+from cahl_core.canonical import EXACT, canonical, equal, leaves
+from cahl_core.datasets.references import REFERENCE
+from cahl_core.matching import (
+    Gold,
+    align,
+    align_plan,
+    as_steps,
+    assign,
+    grouped_like,
+    key_match,
+    segments,
+    value_match,
+)
 from cahl_core.protocol.parsing import Execution, ParseFailure
-from cahl_core.records import Plan, SubTask, ToolCall, ToolSpec
+from cahl_core.records import Plan, ToolCall, ToolSpec
+from cahl_core.success import (
+    Executions,
+    executor_success,
+    mean_success,
+    sub_task_success,
+    task_success,
+)
+from cahl_core.train_config import RewardSettings, ValueSettings
 
-
-def canonical(value: Any) -> str:
-    """Equal values give equal text: 5 = 5.0 (but not True), outer white space and key order ignored.
-
-    >>> canonical({"b": 1.0, "a": " x "}) == canonical({"a": "x", "b": 1})
-    True
-    >>> canonical(True) == canonical(1)
-    False
-    """
-    return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    """The scalar values inside a JSON value; an empty container counts as one leaf."""
-    children: Sequence[Any] = ()
-    if isinstance(value, Mapping):
-        children = list(value.values())
-    elif isinstance(value, list):
-        children = value
-    if not children:
-        yield value
-    for child in children:
-        yield from leaves(child)
+__all__ = [
+    "ExecutorReward", "PlannerReward", "align", "align_plan", "canonical", "equal", "execution_reward",
+    "executor_reward", "executor_success", "fits_schema", "leaves", "parameter_reward", "planner_reward",
+    "planner_total", "semantic_reward", "sub_task_success", "syntax_reward", "task_success",
+]  # fmt: skip
 
 
 # --- executor ------------------------------------------------------------------------------------
@@ -64,12 +52,16 @@ def leaves(value: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True, slots=True)
 class ExecutorReward:
-    """Parts of R_l for one completion."""
+    """Parts of R_l for one completion; ``success`` is the task's, as the caller credits it."""
 
     form: float
     syntax: float
     semantics: float
+    success: float
     total: float
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
 
 
 def executor_reward(
@@ -77,8 +69,13 @@ def executor_reward(
     gold: Sequence[ToolCall],
     tools: Sequence[ToolSpec],
     weights: RewardSettings,
+    success: float = 0.0,
 ) -> ExecutorReward:
-    """R_l = w_form R_form + [R_form = 1] (w_syn R_syn + w_sem R_sem).
+    """R_l = w_form R_form + [R_form = 1] (w_syn R_syn + w_sem R_sem + w_task success).
+
+    Args:
+        gold: the calls that are due, references resolved.
+        success: of the task, in [0, 1] (`executor_success`).
 
     >>> gold = [ToolCall("f", {"a": 1})]
     >>> tool = ToolSpec("f", "", {"type": "object", "properties": {"a": {"type": "integer"}}})
@@ -86,11 +83,11 @@ def executor_reward(
     2.5
     """
     if isinstance(execution, ParseFailure):
-        return ExecutorReward(0.0, 0.0, 0.0, 0.0)
+        return ExecutorReward(0.0, 0.0, 0.0, 0.0, 0.0)
     syntax = syntax_reward(execution.calls, gold, tools)
-    semantics = semantic_reward(execution.calls, gold)
+    semantics = semantic_reward(execution.calls, gold, weights.values)
     total = weights.w_form + weights.w_syn * syntax + weights.w_sem * semantics
-    return ExecutorReward(1.0, syntax, semantics, total)
+    return ExecutorReward(1.0, syntax, semantics, success, total + weights.w_task * success)
 
 
 def syntax_reward(
@@ -105,41 +102,9 @@ def syntax_reward(
     return sum(fits_schema(c, tools) for c in calls) / len(calls)
 
 
-def fits_schema(call: ToolCall, tools: Sequence[ToolSpec]) -> bool:
-    """Known tool, no unknown argument, none missing, JSON types right (references have any type)."""
-    spec = next((t for t in tools if t.name == call.name), None)
-    if spec is None or set(call.arguments) - set(spec.properties):
-        return False
-    if set(spec.required) - set(call.arguments):
-        return False
-    concrete = {
-        name: value
-        for name, value in call.arguments.items()
-        if all(whole_reference(leaf) is None for leaf in leaves(value))
-    }
-    schema = {"type": "object", "properties": spec.properties}
-    return bool(_validator(json.dumps(schema, sort_keys=True))(concrete))
-
-
-@lru_cache(maxsize=4096)
-def _validator(schema: str) -> Callable[[Any], bool]:
-    from jsonschema import Draft202012Validator
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    # an empty registry: a $ref in somebody's tool must not make us fetch what it points to
-    validator = Draft202012Validator(json.loads(schema), registry=Registry())
-
-    def fits(value: Any) -> bool:
-        try:
-            return bool(validator.is_valid(value))
-        except Unresolvable:
-            return False
-
-    return fits
-
-
-def semantic_reward(calls: Sequence[ToolCall], gold: Sequence[ToolCall]) -> float:
+def semantic_reward(
+    calls: Sequence[ToolCall], gold: Sequence[ToolCall], rules: ValueSettings = EXACT
+) -> float:
     """R_sem: mean of tool-name IoU, argument-name Jaccard and exact-value match.
 
     The last two are taken over the best assignment of calls to gold calls of the same tool and
@@ -154,40 +119,12 @@ def semantic_reward(calls: Sequence[ToolCall], gold: Sequence[ToolCall]) -> floa
     if len(calls) == len(gold) == 1:
         if calls[0].name != gold[0].name:
             return 0.0
-        return (1.0 + _key_match(calls[0], gold[0]) + _value_match(calls[0], gold[0])) / 3
+        return (1.0 + key_match(calls[0], gold[0]) + value_match(calls[0], gold[0], rules)) / 3
     names, gold_names = Counter(c.name for c in calls), Counter(c.name for c in gold)
     overlap = (names & gold_names).total() / (names | gold_names).total()
-    keys = np.array([[_key_match(c, g) for g in gold] for c in calls])
-    values = np.array([[_value_match(c, g) for g in gold] for c in calls])
-    rows, columns = _assign(keys + values)
-    size = max(len(calls), len(gold))
-    matched = keys[rows, columns].sum() / size, values[rows, columns].sum() / size
-    return float((overlap + matched[0] + matched[1]) / 3)
-
-
-def _assign(score: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    if score.shape == (1, 1):
-        return np.array([0]), np.array([0])
-    from scipy.optimize import linear_sum_assignment
-
-    rows, columns = linear_sum_assignment(score, maximize=True)
-    return rows, columns
-
-
-def _key_match(call: ToolCall, gold: ToolCall) -> float:
-    if call.name != gold.name:
-        return 0.0
-    union = set(call.arguments) | set(gold.arguments)
-    return len(set(call.arguments) & set(gold.arguments)) / len(union) if union else 1.0
-
-
-def _value_match(call: ToolCall, gold: ToolCall) -> float:
-    if call.name != gold.name:
-        return 0.0
-    union = set(call.arguments) | set(gold.arguments)
-    shared = set(call.arguments) & set(gold.arguments)
-    equal = sum(canonical(call.arguments[k]) == canonical(gold.arguments[k]) for k in shared)
-    return equal / len(union) if union else 1.0
+    scores = np.array([[key_match(c, g) + value_match(c, g, rules) for g in gold] for c in calls])
+    matched = sum(float(scores[i, j]) for i, j in assign(scores))
+    return (overlap + matched / max(len(calls), len(gold))) / 3
 
 
 # --- planner -------------------------------------------------------------------------------------
@@ -195,133 +132,165 @@ def _value_match(call: ToolCall, gold: ToolCall) -> float:
 
 @dataclass(frozen=True, slots=True)
 class PlannerReward:
-    """Parts of R_h for one plan; ``execution`` is the mean over the executor's samples."""
+    """Parts of R_h for one plan; ``execution`` and ``success`` are means over the executor's samples."""
 
     form: float
     parameters: float
     execution: float
+    success: float
     total: float
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
 
 
 def planner_reward(
     plan: Plan | ParseFailure,
-    gold: Sequence[ToolCall],
-    executions: Sequence[Sequence[Sequence[ToolCall]]],
+    gold: Gold,
+    executions: Executions,
     weights: RewardSettings,
-    resolved: Sequence[ToolCall] | None = None,
+    resolved: Gold | None = None,
+    *,
+    recombine: bool = False,
 ) -> PlannerReward:
-    """R_h = [plan parses] (w_param R_param + w_exe mean_g R_exe(g)).
+    """R_h = [plan parses] (w_param R_param + w_exe mean_g R_exe(g) + w_success success).
 
     Args:
-        gold: the gold calls in order, references as the record has them.
+        gold: steps or calls in order, references as the record has them.
         executions: ``[G_l][sub-task]`` lists of calls made; empty when the plan has no sub-task.
-        resolved: the gold calls with references resolved, which executions are compared with;
-            ``None`` takes ``gold``.
+        resolved: the gold with references resolved, which executions are compared with, in the form
+            of ``gold`` or as calls in order; ``None`` takes ``gold``.
+        recombine: success over all pairings of the sub-tasks' samples instead of the G_l sampled ones.
     """
     if isinstance(plan, ParseFailure):
-        return PlannerReward(0.0, 0.0, 0.0, 0.0)
-    parameters = parameter_reward(plan, gold, weights.param_match)
-    target = gold if resolved is None else resolved
-    scores = [execution_reward(calls, target, weights.c_extra) for calls in executions]
-    execution = sum(scores) / len(scores) if scores else float(not gold and not plan.calls_tools)
-    total = weights.w_param * parameters + weights.w_exe * execution
-    return PlannerReward(1.0, parameters, execution, total)
+        return PlannerReward(0.0, 0.0, 0.0, 0.0, 0.0)
+    steps = as_steps(gold)
+    targets = steps if resolved is None else grouped_like(steps, resolved)
+    parameters = parameter_reward(plan, steps, weights.param_match, weights.values)
+    idle = float(not steps and not plan.calls_tools)
+    scores = [
+        execution_reward(made, targets, weights.c_extra, weights.values) for made in executions
+    ]
+    execution, success = idle, idle
+    if executions:
+        execution = sum(scores) / len(scores)
+        covered, own = sub_task_success(plan, executions, steps, targets, weights.values)
+        success = mean_success(covered, own, len(executions), recombine)
+    total = planner_total(1.0, parameters, execution, success, weights)
+    return PlannerReward(1.0, parameters, execution, success, total)
 
 
-def align(scores: NDArray[np.float64]) -> list[int | None]:
-    """Order-preserving alignment of rows (sub-tasks) with columns (gold steps), by score sum.
+def planner_total(
+    form: float, parameters: float, execution: float, success: float, weights: RewardSettings
+) -> float:
+    """R_h from its parts.
 
-    Args:
-        scores: ``[sub-tasks, gold steps]``, non-negative; pairs that score 0 are never aligned.
-
-    Returns:
-        For each row its column, or ``None``.
-
-    >>> align(np.array([[0.0, 1.0], [1.0, 0.0]]))  # crossing is not allowed: the first wins
-    [1, None]
+    >>> planner_total(1.0, 0.5, 1.0, 0.0, RewardSettings(w_param=1.0, w_exe=1.5))
+    2.0
     """
-    rows, columns = scores.shape
-    best = np.zeros((rows + 1, columns + 1))
-    for i in range(rows - 1, -1, -1):
-        for j in range(columns - 1, -1, -1):
-            best[i, j] = max(best[i + 1, j], best[i, j + 1], best[i + 1, j + 1] + scores[i, j])
-    aligned: list[int | None] = [None] * rows
-    i = j = 0
-    while i < rows and j < columns:
-        if scores[i, j] > 0 and best[i, j] == best[i + 1, j + 1] + scores[i, j]:
-            aligned[i] = j
-            i, j = i + 1, j + 1
-        elif best[i, j] == best[i, j + 1]:
-            j += 1
-        else:
-            i += 1
-    return aligned
-
-
-def align_plan(plan: Plan, gold: Sequence[ToolCall]) -> list[int | None]:
-    """Which gold call each sub-task stands for: same tool, in order, most argument values in common."""
-    scores = np.zeros((len(plan.sub_tasks), len(gold)))
-    for i, sub_task in enumerate(plan.sub_tasks):
-        for j, call in enumerate(gold):
-            if sub_task.tool == call.name:
-                planned = ToolCall(call.name, sub_task.arguments)
-                scores[i, j] = 1.0 + _value_match(planned, call)
-    return align(scores)
+    earned = weights.w_param * parameters + weights.w_exe * execution + weights.w_success * success
+    return earned if form == 1.0 else 0.0
 
 
 def execution_reward(
-    calls: Sequence[Sequence[ToolCall]], gold: Sequence[ToolCall], c_extra: float
+    calls: Sequence[Sequence[ToolCall]], gold: Gold, c_extra: float, rules: ValueSettings = EXACT
 ) -> float:
     """R_exe of one execution: mean R_sem over the gold steps, less ``c_extra`` per extra sub-task.
 
+    Sub-tasks are aligned with steps in order. A step of several calls may be shared by as many
+    neighbouring sub-tasks as it has calls; their calls are judged together. Sub-tasks beyond the number
+    of gold calls are extra.
+
     Args:
         calls: what the executor called for each sub-task, in plan order.
+
+    >>> f, g = ToolCall("f", {}), ToolCall("g", {})
+    >>> execution_reward([[f], [g]], [f, g], 0.1), execution_reward([[g], [f]], [f, g], 0.1)
+    (1.0, 0.5)
+    >>> execution_reward([[g], [f]], [[f, g]], 0.1), execution_reward([[g, f]], [[f, g]], 0.1)
+    (1.0, 1.0)
     """
+    steps = as_steps(gold)
     # where no call is due, one sub-task that answers in words is no extra one
-    extra = c_extra * max(0, len(calls) - max(len(gold), 1))
-    if not gold:
+    extra = c_extra * max(0, len(calls) - max(sum(map(len, steps)), 1))
+    if not steps:
         return max(0.0, float(not any(calls)) - extra)
-    scores = np.array([[semantic_reward(made, [step]) for step in gold] for made in calls])
-    if not len(calls):
-        return 0.0
-    total = sum(scores[i, j] for i, j in enumerate(align(scores)) if j is not None)
-    return float(max(0.0, total / len(gold) - extra))
+    total = step_alignment(calls, steps, rules)[0]
+    return max(0.0, total / len(steps) - extra)
 
 
-def parameter_reward(plan: Plan, gold: Sequence[ToolCall], match: str) -> float:
+def step_alignment(
+    calls: Sequence[Sequence[ToolCall]], steps: Sequence[Sequence[ToolCall]], rules: ValueSettings
+) -> tuple[float, list[tuple[list[int], int, float]]]:
+    """The alignment behind R_exe: the sum of R_sem, and (sub-tasks, step, R_sem) of each met step."""
+    made = [k for k, some in enumerate(calls) if some]
+
+    def score(start: int, stop: int, step: int) -> float:
+        together = [call for k in made[start:stop] for call in calls[k]]
+        return semantic_reward(together, steps[step], rules)
+
+    total, found = segments(len(made), len(steps), score, [len(step) for step in steps])
+    return total, [(made[a:b], step, score(a, b, step)) for a, b, step in found]
+
+
+def parameter_reward(plan: Plan, gold: Gold, match: str, rules: ValueSettings = EXACT) -> float:
     """R_param: share of the gold calls' leaf values that the plan holds.
 
     ``strict`` looks in the structured arguments of the sub-task aligned with that call, each planned
     value counting once; ``substring`` (the paper's) looks anywhere in the plan's text. A reference
     counts when its path matches and its number names the sub-task aligned with the same gold call.
     """
-    if not gold:
+    steps = as_steps(gold)
+    calls = [call for step in steps for call in step]
+    if not calls:
         return float(not plan.calls_tools)
-    wanted = [[canonical(v) for v in leaves(c.arguments)] if c.arguments else [] for c in gold]
-    aligned = align_plan(plan, gold)
     if match == "substring":
-        text = json.dumps(plan.to_json(), ensure_ascii=False)
-        found = sum(value.strip('"') in text for values in wanted for value in values)
+        text = canonical(plan.to_json(), rules)
+        wanted = [canonical(v, rules) for call in calls for v in _argument_leaves(call.arguments)]
+        total, found = len(wanted), sum(_bare(value) in text for value in wanted)
     else:
-        found = 0
+        aligned = align_plan(plan, steps, rules)
+        gold_values = [Counter(comparable(call.arguments, rules)) for call in calls]
+        total, found = sum(v.total() for v in gold_values), 0
         for sub_task, column in zip(plan.sub_tasks, aligned, strict=True):
-            if column is not None and sub_task.arguments:
-                planned = Counter(_planned_leaves(sub_task, aligned))
-                found += (planned & Counter(wanted[column])).total()
-    total = sum(map(len, wanted))
+            if column is not None:
+                planned = Counter(comparable(sub_task.arguments, rules, aligned))
+                found += (planned & gold_values[column]).total()
     if not total:  # calls without arguments: naming the tools is all there is
-        return sum(a is not None for a in aligned) / len(gold)
+        return sum(a is not None for a in align_plan(plan, steps, rules)) / len(calls)
     return found / total
 
 
-def _planned_leaves(sub_task: SubTask, aligned: Sequence[int | None]) -> Iterator[str]:
-    """Canonical leaf values, references renumbered from sub-tasks to gold calls."""
-    for value in leaves(sub_task.arguments):
-        reference = whole_reference(value)
-        if reference is None:
-            yield canonical(value)
-            continue
-        number, path = reference
-        target = aligned[number - 1] if 0 < number <= len(aligned) else None
-        if target is not None:
-            yield canonical(f"$var{target + 1}.{path}$" if path else f"$var{target + 1}$")
+def comparable(
+    arguments: dict[str, Any], rules: ValueSettings, aligned: Sequence[int | None] | None = None
+) -> Iterator[str]:
+    """The leaf values of arguments as canonical text, references in one form.
+
+    Args:
+        aligned: for a sub-task's arguments, the plan's alignment: sub-task numbers in references
+            become those of gold calls. A value that refers to anything else gives nothing.
+    """
+    for value in _argument_leaves(arguments):
+        if not isinstance(value, str) or REFERENCE.search(value) is None:
+            yield canonical(value, rules)
+        elif (text := _renumbered(value, aligned)) is not None:
+            yield canonical(text)  # paths are exact, whatever the rules
+
+
+def _argument_leaves(arguments: dict[str, Any]) -> Iterator[Any]:
+    return leaves(arguments) if arguments else iter(())
+
+
+def _renumbered(text: str, aligned: Sequence[int | None] | None) -> str | None:
+    def number(match: re.Match[str]) -> str:
+        target: int | None = int(match[1]) - 1
+        if aligned is not None and target is not None:
+            target = aligned[target] if 0 <= target < len(aligned) else None
+        return "\0" if target is None else f"$var{target + 1}.{match[2] or ''}$"
+
+    out = REFERENCE.sub(number, text)
+    return None if "\0" in out else out
+
+
+def _bare(text: str) -> str:
+    return text[1:-1] if text.startswith('"') else text

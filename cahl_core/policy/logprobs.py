@@ -17,10 +17,10 @@ CHUNK = 256
 
 
 class HeadLogProbs(torch.autograd.Function):
-    """log softmax(h Wᵀ / T)[target], and the entropy, without keeping the logits.
+    """log softmax(h Wᵀ / T)[target], and the entropy in nats, without keeping the logits.
 
-    The backward pass recomputes the logits chunk by chunk and is exact; the head is frozen and gets
-    no gradient, the entropy is a metric and has none.
+    The backward pass recomputes the logits chunk by chunk and is exact for both; what no gradient
+    comes to is not computed. The head is frozen and gets none.
     """
 
     @staticmethod
@@ -32,29 +32,37 @@ class HeadLogProbs(torch.autograd.Function):
             logp = _log_softmax(h, weight, temperature)
             logps.append(logp.gather(1, t[:, None])[:, 0])
             entropies.append(-(logp.exp() * logp).sum(1))
-        ctx.save_for_backward(hidden, weight, targets)
-        ctx.temperature = temperature
         entropy = torch.cat(entropies)
-        ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(hidden, weight, targets, entropy)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
         return torch.cat(logps), entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets = ctx.saved_tensors
-        out = torch.empty_like(hidden)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, entropy = ctx.saved_tensors
+        out = torch.zeros_like(hidden)
+        if grads[0] is None and grads[1] is None:
+            return out, None, None, None
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            slope = _log_softmax(hidden[part], weight, ctx.temperature).exp_().neg_()
-            rows = torch.arange(len(slope), device=slope.device)
-            slope[rows, targets[part]] += 1.0
-            slope *= (grads[0][part] / ctx.temperature)[:, None]
-            out[part] = (slope.to(weight.dtype) @ weight).to(out.dtype)
+            logp = _log_softmax(hidden[part], weight, ctx.temperature)
+            slope = torch.zeros_like(logp)
+            if grads[1] is not None:  # dH / dz_j = -p_j (log p_j + H)
+                slope -= (logp + entropy[part, None]) * logp.exp() * grads[1][part, None]
+            if grads[0] is not None:  # d log p_t / dz_j = [j = t] - p_j
+                slope -= logp.exp_() * grads[0][part, None]
+                slope[torch.arange(len(slope), device=slope.device), targets[part]] += grads[0][
+                    part
+                ]
+            out[part] = (slope.div_(ctx.temperature).to(weight.dtype) @ weight).to(out.dtype)
         return out, None, None, None
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = (hidden.to(weight.dtype) @ weight.T).float()
-    return torch.log_softmax(logits / temperature, dim=1)
+    logits = hidden.to(weight.dtype) @ weight.T
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return torch.log_softmax(logits.to(wide) / temperature, dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,8 @@ def row_logprobs(
     for index, path in zip(row.indices, row.paths, strict=True):
         scored = path[prompt_lengths[index] :]
         keys = zip(row.parents[scored].tolist(), row.input_ids[scored].tolist(), strict=True)
-        members.append(torch.tensor([pairs.setdefault(k, len(pairs)) for k in keys]))
+        numbers = [pairs.setdefault(k, len(pairs)) for k in keys]
+        members.append(torch.tensor(numbers, dtype=torch.long))
     table = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
     hidden = policy.hidden_states(row)
     with torch.autocast(device.type, enabled=False):
