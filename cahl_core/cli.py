@@ -90,9 +90,16 @@ def sft(profile: Profile = None, overrides: Overrides = None, root: Root = Path(
 
 
 @app.command()
-def train(profile: Profile = None, overrides: Overrides = None, root: Root = Path()) -> None:
+def train(
+    profile: Profile = None,
+    overrides: Overrides = None,
+    root: Root = Path(),
+    resume: Annotated[
+        str, typer.Option(help="auto: from the checkpoint of the same settings and inputs; never.")
+    ] = "auto",
+) -> None:
     """Train planner and executor together by reinforcement learning."""
-    _run_stage("train", root, profile, overrides)
+    _run_stage("train", root, profile, overrides, resume=resume)
 
 
 @app.command()
@@ -146,7 +153,9 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated(TERMINATED)
 
 
-def _run_stage(name: str, root: Path, profile: str | None, overrides: list[str] | None) -> None:
+def _run_stage(
+    name: str, root: Path, profile: str | None, overrides: list[str] | None, **options: str
+) -> None:
     root = root.absolute()
     with _failures(name, root, record=True):
         settings = _prepare(name, root, profile, overrides)
@@ -157,7 +166,7 @@ def _run_stage(name: str, root: Path, profile: str | None, overrides: list[str] 
 
         require_inputs(name, root)
         with open_stage(name, root, settings) as stage:
-            import_module(MODULES[name]).run(stage)
+            import_module(MODULES[name]).run(stage, **options)
 
 
 def _prepare(name: str, root: Path, profile: str | None, overrides: list[str] | None) -> Settings:

@@ -82,10 +82,12 @@ def atomic_dir(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     file.chmod(0o644)
                     _fsync(file)
+            _fsync(temporary)
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             if path.exists():
                 path.replace(old / path.name)
             temporary.replace(path)
+            _fsync(path.parent)
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

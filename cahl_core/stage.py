@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,6 +93,12 @@ class StageRun:
         """A file or directory kept with the MLflow run (checkpoint, plot, report)."""
         if self._tracker:
             self._tracker.log_artifact(path, folder)
+
+    def log_traces(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Rollout trees (`traces.record`) as MLflow traces of the run."""
+        if self._tracker:
+            for record in records:
+                self._tracker.log_trace(record)
 
     def metadata(self, **values: Any) -> None:
         """Values shown on the Dagster materialization (numbers, text, links, markdown)."""

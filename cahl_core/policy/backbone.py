@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,12 @@ from cahl_core.config import ModelSettings
 from cahl_core.errors import ModelError
 from cahl_core.policy import attention, lora
 from cahl_core.policy.packing import Packed
+from cahl_core.roles import ROLES, Role, roles_of
+
+__all__ = ["ROLES", "Policy", "Role", "load_backbone", "pick_device", "pick_dtype"]
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-
-Role = Literal["planner", "executor"]
-ROLES: tuple[Role, ...] = ("planner", "executor")
 
 
 def pick_device() -> torch.device:
@@ -60,7 +60,7 @@ class Policy:
         *,
         device: torch.device | None = None,
     ) -> Policy:
-        """Loads the backbone and, if given, ``adapters/planner`` and ``adapters/executor``.
+        """Loads the backbone and, if given, the adapter of every role of the form below ``adapters``.
 
         Raises:
             ModelError: a file is missing or broken, or an adapter is of another backbone.
@@ -68,9 +68,10 @@ class Policy:
         model, tokenizer = load_backbone(backbone, settings, device)
         policy = cls(model, tokenizer, settings)
         if adapters is not None:
-            for role in ROLES:
+            roles = roles_of(settings.form)
+            for role in roles:
                 policy.add_adapter(role, adapters / role)
-            policy.activate("planner")
+            policy.activate(roles[0])
         return policy
 
     @property
@@ -171,8 +172,10 @@ class Policy:
             self.activate(name)
         yield
 
-    def parameters(self, name: str) -> list[nn.Parameter]:
-        """The trainable tensors of one adapter in a fixed order."""
+    def parameters(self, name: str | None) -> list[nn.Parameter]:
+        """The tensors of one adapter in a fixed order; ``None``: all of the model that train."""
+        if name is None:
+            return [p for p in self.model.parameters() if p.requires_grad]
         marker = f".{name}."
         return [p for key, p in self.model.named_parameters() if marker in key]
 

@@ -1,62 +1,117 @@
 """Resumable training state: safetensors and JSON only, whole or not there at all.
 
-A checkpoint lives outside DVC's outs (DVC empties those before a stage runs), in a directory keyed by
-settings and input digests, so another configuration never resumes from it.
+A checkpoint is written to a temporary directory, every file is synced, the manifest with the sums of
+the others last, then one rename makes it visible. One that is damaged is passed over for the one
+before, with a warning. Checkpoints live outside DVC's outs (DVC empties those before a stage runs), in
+a directory keyed by settings and input digests, so another configuration never resumes from them.
 """
 
 from __future__ import annotations
 
+import random
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from cahl_core.errors import DataError
 from cahl_core.files import atomic_dir, read_json, sha256, write_json
 from cahl_core.training.trainee import Trainee
 
 MANIFEST = "manifest.json"
+STATE, EXTRA = "state.safetensors", "extra.json"
+RNG = "rng."
 
 
-def save(folder: Path, step: int, trainees: list[Trainee], extra: dict[str, Any]) -> None:
-    """Writes ``folder/step-N`` atomically and removes older ones."""
+def save(
+    folder: Path, step: int, trainees: Sequence[Trainee], extra: Mapping[str, Any], keep: int = 1
+) -> None:
+    """Writes ``folder/step-N`` atomically, then removes all but the newest ``keep``.
+
+    Holds every trainee's tensors with its optimizer's, the states of the random generators of
+    Python, NumPy and torch (CUDA too), and ``extra`` (JSON values: cursors, counts, metrics).
+    """
     from safetensors.torch import save_file
 
     target = folder / f"step-{step:06d}"
+    tensors = {k: v for t in trainees for k, v in t.tensors().items()}
+    python, generators = _generators()
     with atomic_dir(target) as temporary:
-        tensors = {k: v for t in trainees for k, v in t.tensors().items()}
-        save_file(tensors, temporary / "state.safetensors")
-        write_json(temporary / "extra.json", extra)
-        names = ("state.safetensors", "extra.json")
-        sums = {name: sha256(temporary / name) for name in names}
+        save_file(tensors | generators, temporary / STATE)
+        write_json(temporary / EXTRA, {"extra": extra, "python_random": python})
+        sums = {name: sha256(temporary / name) for name in (STATE, EXTRA)}
         write_json(temporary / MANIFEST, {"step": step, "sha256": sums})
-    for old in _found(folder):
-        if old != target:
-            shutil.rmtree(old, ignore_errors=True)
+    found = _found(folder)
+    done = found.index(target) + 1
+    # what is later than this one was passed over as damaged when the run was resumed
+    for old in [*found[: max(0, done - keep)], *found[done:]]:
+        shutil.rmtree(old, ignore_errors=True)
+    for leftover in folder.glob(".step-*"):  # of a process that was killed while writing
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
-def load_latest(folder: Path, trainees: list[Trainee]) -> tuple[int, dict[str, Any], list[str]]:
-    """Restores the newest whole checkpoint.
+def load_latest(folder: Path, trainees: Sequence[Trainee]) -> tuple[int, dict[str, Any], list[str]]:
+    """Restores the newest whole checkpoint: trainees and random generators.
 
     Returns:
         Steps done (0 without a checkpoint), the extra values, and a sentence per skipped directory.
     """
-    from safetensors.torch import load_file
-
     warnings: list[str] = []
     for path in reversed(_found(folder)):
         try:
-            manifest = read_json(path / MANIFEST)
-            for name, expected in manifest["sha256"].items():
-                if sha256(path / name) != expected:
-                    raise DataError(f"{name} does not have the sum in its manifest")
-        except (DataError, OSError, KeyError, TypeError) as error:
+            step, extra, python, tensors = _read(path)
+        except (DataError, OSError, KeyError, TypeError, ValueError) as error:
             warnings.append(f"checkpoint {path.name} is not whole and is skipped: {error}")
             continue
-        tensors = load_file(path / "state.safetensors")
         for trainee in trainees:
             trainee.restore(tensors)
-        return int(manifest["step"]), read_json(path / "extra.json"), warnings
+        _restore_generators(python, tensors)
+        return step, extra, warnings
     return 0, {}, warnings
+
+
+def _read(path: Path) -> tuple[int, dict[str, Any], Any, dict[str, Tensor]]:
+    from safetensors.torch import load_file
+
+    if not (path / MANIFEST).exists():
+        raise DataError(f"{MANIFEST} is missing")
+    manifest = read_json(path / MANIFEST)
+    for name in (STATE, EXTRA):
+        if sha256(path / name) != manifest["sha256"][name]:
+            raise DataError(f"{name} does not have the sum in its manifest")
+    extra = read_json(path / EXTRA)
+    return int(manifest["step"]), extra["extra"], extra["python_random"], load_file(path / STATE)
+
+
+def _generators() -> tuple[Any, dict[str, Tensor]]:
+    name, words, position, has_gauss, cached = np.random.get_state()
+    assert name == "MT19937"
+    tensors = {
+        f"{RNG}torch": torch.get_rng_state(),
+        f"{RNG}numpy": torch.from_numpy(np.asarray(words, dtype=np.int64)),
+        f"{RNG}numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        for index, state in enumerate(torch.cuda.get_rng_state_all()):
+            tensors[f"{RNG}cuda.{index}"] = state
+    return random.getstate(), tensors
+
+
+def _restore_generators(python: Any, tensors: Mapping[str, Tensor]) -> None:
+    version, words, gauss = python
+    random.setstate((version, tuple(words), gauss))
+    torch.set_rng_state(tensors[f"{RNG}torch"])
+    position, has_gauss, cached = tensors[f"{RNG}numpy_rest"].tolist()
+    words = tensors[f"{RNG}numpy"].numpy().astype(np.uint32)
+    state = ("MT19937", words, int(position), int(has_gauss), cached)
+    np.random.set_state(state)
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"{RNG}cuda.{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"{RNG}cuda.{index}"], index)
 
 
 def clear(folder: Path) -> None:

@@ -121,26 +121,3 @@ def weights_of(tasks: Sequence[ToolTask]) -> list[float]:
             "every training task has weight 0", "correct prepare.weights and run `cahl prepare`"
         )
     return weights
-
-
-class Sampler:
-    """Draws the tasks of each training step: every pass is a fresh order, and nothing is stored."""
-
-    def __init__(self, tasks: Sequence[ToolTask], seed: int) -> None:
-        self.tasks = tasks
-        self.seed = seed
-        self.weights = weights_of(tasks)
-        self.length = max(round(math.fsum(self.weights)), 1)
-        self._orders: dict[int, list[int]] = {}
-
-    def draw(self, step: int, count: int) -> list[ToolTask]:
-        """The ``count`` tasks of step ``step``, the same whenever it is asked for."""
-        positions = range(step * count, (step + 1) * count)
-        return [self.tasks[self._order(p // self.length)[p % self.length]] for p in positions]
-
-    def _order(self, epoch: int) -> list[int]:
-        if epoch not in self._orders:
-            self._orders = {
-                e: epoch_order(self.weights, f"{self.seed}/tasks/{e}") for e in (epoch - 1, epoch)
-            }
-        return self._orders[epoch]

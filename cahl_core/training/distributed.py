@@ -7,7 +7,7 @@ method is the identity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -46,6 +46,25 @@ class Workers:
             return numbers
         tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         total: list[float] = self.accelerator.reduce(tensor, "sum").tolist()
+        return total
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """The items of all processes, in the order of ranks; they travel as pickles between our own
+        processes and are never stored.
+        """
+        if self.count == 1:
+            return list(items)
+        from accelerate.utils import gather_object
+
+        everyone: list[T] = gather_object(list(items))
+        return everyone
+
+    def merge(self, counts: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        """Adds pairs of counts up over the processes, key by key."""
+        total: dict[str, tuple[float, float]] = {}
+        for key, (first, second) in self.gather(list(counts.items())):
+            a, b = total.get(key, (0.0, 0.0))
+            total[key] = (a + first, b + second)
         return total
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:

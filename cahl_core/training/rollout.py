@@ -1,34 +1,74 @@
-"""Hierarchical rollouts: task → G_h plans → sub-tasks → G_l executions, with rewards and advantages.
+"""Hierarchical rollouts: task → G_h plans → sub-tasks → G_l executions, with rewards.
 
-Histories are teacher-forced: a sub-task that stands for gold call j sees the recorded results of the
-gold calls before j, so all samples of a (plan, sub-task) share one prompt and are comparable.
+``teacher_forced``: a sub-task that stands for gold call j sees the recorded results of the gold calls
+before j, so all samples of a (plan, sub-task) share one prompt. ``free_running``: sample l of a plan's
+sub-tasks is one run through the plan; it sees what its own calls returned in the environment.
+In the flat forms (``low_only``, ``single_level``) the whole request is the only sub-task.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from cahl_core.advantages import group_advantages, zero_variance
 from cahl_core.config import Settings
 from cahl_core.datasets.references import resolve
 from cahl_core.datasets.targets import gold_feedback, resolved_gold
-from cahl_core.policy.engine import Completion, Engine
-from cahl_core.protocol.parsing import ParseFailure, parse_execution, parse_plan
-from cahl_core.protocol.prompts import EXECUTION_STOP, PLAN_STOP, executor_prompt, planner_prompt
-from cahl_core.records import Plan, ToolCall, ToolTask
-from cahl_core.rewards import align_plan, executor_reward, planner_reward
+from cahl_core.environments.base import EnvironmentFailure, load_environment, run_calls
+from cahl_core.policy.engine import Completion
+from cahl_core.protocol.forms import flat_prompt, parse_flat, stops
+from cahl_core.protocol.parsing import Execution, ParseFailure, parse_execution, parse_plan
+from cahl_core.protocol.prompts import executor_prompt, planner_prompt
+from cahl_core.records import Plan, SubTask, ToolCall, ToolTask
+from cahl_core.rewards import align_plan
+from cahl_core.roles import Role
+from cahl_core.training.credit import score
 from cahl_core.training.tree import PlanNode, Sample, SubTaskNode, Tree
+
+TOO_LONG = ParseFailure("the prompt left no room for a completion", 0)
+
+
+class Source(Protocol):
+    """What rollouts sample from: a `Team`, an `Engine`, or a script in tests."""
+
+    policy: Any
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], role: Role, **options: Any
+    ) -> list[list[Completion]]: ...
+
+
+@dataclass(slots=True)
+class _Run:
+    """One free-running pass of sample ``number`` through a plan."""
+
+    tree: Tree
+    node: PlanNode
+    name: str
+    number: int
+    history: list[tuple[SubTask, Any]] = field(default_factory=list)
+    ended: bool = False
 
 
 class Roller:
-    """Samples rollout trees with the current adapters."""
+    """Samples rollout trees with the current weights of ``source``.
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        self.engine = engine
+    ``failures`` collects what the environment could not answer; such runs are void.
+
+    Raises:
+        ConfigError: ``train.environment`` cannot be imported.
+    """
+
+    def __init__(self, source: Source, settings: Settings) -> None:
+        self.source = source
         self.settings = settings
-        self.tokenizer = engine.policy.tokenizer
+        self.form = settings.model.form
+        self.tokenizer = source.policy.tokenizer
         self.rendering = settings.model.tool_rendering
+        self.environment = load_environment(settings.train.environment)
+        self.failures: list[str] = []
 
     def rollout(
         self,
@@ -42,140 +82,241 @@ class Roller:
         """One tree per task, rewarded; advantages are not yet set.
 
         Args:
-            seed: with the task's id, role and indices it determines every draw.
+            seed: with the task's id (and how often it came before in ``tasks``), the role and the
+                sample's indices it determines every draw.
         """
-        trees = self._plan(tasks, seed, plans, greedy)
-        self._execute(trees, seed, executions, greedy)
+        names = _names(tasks, seed)
+        if self.form != "hierarchical":
+            trees = self._flat(tasks, names, plans * executions, greedy)
+        else:
+            trees = self._plan(tasks, names, plans, greedy)
+            if self.settings.train.history == "free_running":
+                self._free_running(trees, names, executions, greedy)
+            else:
+                self._teacher_forced(trees, names, executions, greedy)
         for tree in trees:
             score(tree, self.settings, executions)
         return trees
 
-    def _plan(self, tasks: Sequence[ToolTask], seed: str, count: int, greedy: bool) -> list[Tree]:
-        role = self.settings.train.planner
+    def _generate(
+        self,
+        role: Role,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[str],
+        samples: int,
+        greedy: bool,
+    ) -> list[list[Completion]]:
+        own = self.settings.train.planner if role == "planner" else self.settings.train.executor
+        return self.source.generate(
+            prompts,
+            role,
+            samples=samples,
+            max_tokens=max_tokens(self.settings, role),
+            temperature=0.0 if greedy else own.temperature,
+            seeds=seeds,
+            stop=stops(self.form, role),
+        )
+
+    def _plan(
+        self, tasks: Sequence[ToolTask], names: Sequence[str], count: int, greedy: bool
+    ) -> list[Tree]:
         prompts = [
             planner_prompt(self.tokenizer, t.messages, t.tools, self.rendering) for t in tasks
         ]
-        sampled = self.engine.generate(
-            prompts,
-            "planner",
-            samples=count,
-            max_tokens=role.max_tokens,
-            temperature=0.0 if greedy else role.temperature,
-            seeds=[f"{seed}/{t.id}/planner" for t in tasks],
-            stop=PLAN_STOP,
-        )
-        return [
-            Tree(task, [PlanNode(Sample(prompt, c), _parsed_plan(c)) for c in completions])
-            for task, prompt, completions in zip(tasks, prompts, sampled, strict=True)
-        ]
+        seeds = [f"{name}/planner" for name in names]
+        sampled = self._generate("planner", prompts, seeds, count, greedy)
+        trees = []
+        for task, prompt, completions in zip(tasks, prompts, sampled, strict=True):
+            nodes = [PlanNode(Sample(prompt, c), parse_plan(c.text)) for c in completions]
+            for node in nodes:
+                node.nodes = self._sub_tasks(task, node.plan)
+            trees.append(Tree(task, nodes))
+        return trees
 
-    def _execute(self, trees: Sequence[Tree], seed: str, count: int, greedy: bool) -> None:
-        role = self.settings.train.executor
-        limit = self.settings.model.max_context - role.max_tokens
-        jobs: list[tuple[str, SubTaskNode, list[int]]] = []
-        for tree in trees:
-            for i, node in enumerate(tree.plans):
-                pairs = self._nodes(tree.task, node.plan)
-                node.nodes = [sub for sub, _ in pairs]
-                for k, (sub, prompt) in enumerate(pairs):
-                    # what cannot be executed for its length leaves the group, not the plan's account
-                    if len(prompt) > limit:
-                        sub.gold = None
-                        sub.calls = [()] * count
-                    else:
-                        jobs.append((f"{seed}/{tree.task.id}/executor/{i}/{k}", sub, prompt))
-        sampled = self.engine.generate(
-            [prompt for _, _, prompt in jobs],
-            "executor",
-            samples=count,
-            max_tokens=role.max_tokens,
-            temperature=0.0 if greedy else role.temperature,
-            seeds=[name for name, _, _ in jobs],
-            stop=EXECUTION_STOP,
-        )
-        for (_, sub, prompt), completions in zip(jobs, sampled, strict=True):
-            sub.samples = [Sample(prompt, c) for c in completions]
-
-    def _nodes(
-        self, task: ToolTask, plan: Plan | ParseFailure
-    ) -> list[tuple[SubTaskNode, list[int]]]:
+    def _sub_tasks(self, task: ToolTask, plan: Plan | ParseFailure) -> list[SubTaskNode]:
         if isinstance(plan, ParseFailure):
             return []
         gold = resolved_gold(task)
         nodes = []
-        reached = 0  # gold calls known to be behind us
-        sub_tasks = plan.sub_tasks[: self.settings.train.max_sub_tasks]
-        for sub_task, column in zip(sub_tasks, align_plan(plan, task.calls), strict=False):
-            if column is not None:
-                reached = column
-            feedback = gold_feedback(task, reached)
-            prompt = executor_prompt(self.tokenizer, sub_task, task.tools, feedback, self.rendering)
+        aligned = align_plan(plan, task.calls)[: self.settings.train.max_sub_tasks]
+        for sub_task, column in zip(plan.sub_tasks, aligned, strict=False):
             wanted: tuple[ToolCall, ...] | None = None if column is None else (gold[column],)
             if sub_task.tool is None:
                 wanted = ()
-            nodes.append((SubTaskNode(sub_task, wanted, column), prompt))
-            if column is not None:
-                reached = column + 1
+            nodes.append(SubTaskNode(sub_task, wanted, column))
         return nodes
 
+    # --- teacher-forced ---------------------------------------------------------------------------
 
-def score(tree: Tree, settings: Settings, executions: int) -> None:
-    """Sets the rewards of every sample of the tree."""
-    task, weights = tree.task, settings.train.rewards
-    gold = resolved_gold(task)
-    for node in tree.plans:
+    def _teacher_forced(
+        self, trees: Sequence[Tree], names: Sequence[str], count: int, greedy: bool
+    ) -> None:
+        jobs: list[tuple[SubTaskNode, ToolTask, list[int], str]] = []
+        for tree, name in zip(trees, names, strict=True):
+            for i, node in enumerate(tree.plans):
+                for k, (sub, prompt) in enumerate(self._gold_prompts(tree.task, node)):
+                    if self._fits(prompt):
+                        jobs.append((sub, tree.task, prompt, f"{name}/executor/{i}/{k}"))
+                    else:
+                        # what cannot be executed leaves the group, not the plan's account
+                        sub.gold, sub.calls = None, [()] * count
+        sampled = self._generate(
+            "executor", [j[2] for j in jobs], [j[3] for j in jobs], count, greedy
+        )
+        for (sub, task, prompt, _), completions in zip(jobs, sampled, strict=True):
+            sub.samples = [Sample(prompt, c) for c in completions]
+            for completion in completions:
+                self._record(sub, task, parse_execution(completion.text), task.results)
+
+    def _gold_prompts(self, task: ToolTask, node: PlanNode) -> list[tuple[SubTaskNode, list[int]]]:
+        reached = 0  # gold calls known to be behind us
+        prompts = []
         for sub in node.nodes:
-            if sub.samples:
-                _score_executions(sub, task, settings)
-        # sub-tasks beyond train.max_sub_tasks were not executed, but they are part of the plan
-        unexecuted = [()] * (_size(node.plan) - len(node.nodes))
-        made = [[*(s.calls[g] for s in node.nodes), *unexecuted] for g in range(executions)]
-        node.reward = planner_reward(node.plan, task.calls, made, weights, gold)
-        assert node.sample is not None
-        node.sample.reward = node.reward.total
+            reached = reached if sub.column is None else sub.column
+            prompts.append((sub, self._prompt(sub, task, gold_feedback(task, reached))))
+            reached += sub.column is not None
+        return prompts
 
+    # --- free-running -----------------------------------------------------------------------------
 
-def _score_executions(sub: SubTaskNode, task: ToolTask, settings: Settings) -> None:
-    sub.calls, sub.rewards = [], []
-    for sample in sub.samples:
-        execution = parse_execution(sample.completion.text)
-        if not isinstance(execution, ParseFailure):
-            execution = replace(execution, calls=tuple(_resolved(c, task) for c in execution.calls))
+    def _free_running(
+        self, trees: Sequence[Tree], names: Sequence[str], count: int, greedy: bool
+    ) -> None:
+        runs = [
+            _Run(tree, node, f"{name}/executor/{i}", number)
+            for tree, name in zip(trees, names, strict=True)
+            for i, node in enumerate(tree.plans)
+            for number in range(count)
+        ]
+        for k in range(max((len(r.node.nodes) for r in runs), default=0)):
+            live = [r for r in runs if k < len(r.node.nodes)]
+            prompts = [self._prompt(r.node.nodes[k], r.tree.task, r.history) for r in live]
+            for run, prompt in zip(live, prompts, strict=True):
+                run.ended |= not self._fits(prompt)
+            asked = [i for i, r in enumerate(live) if not r.ended]
+            seeds = [f"{live[i].name}/{k}/{live[i].number}" for i in asked]
+            done = self._generate("executor", [prompts[i] for i in asked], seeds, 1, greedy)
+            written = {i: completions[0] for i, completions in zip(asked, done, strict=True)}
+            for i, run in enumerate(live):
+                self._advance(run, run.node.nodes[k], prompts[i], written.get(i))
+
+    def _advance(
+        self, run: _Run, sub: SubTaskNode, prompt: list[int], completion: Completion | None
+    ) -> None:
+        """Adds what the run wrote at this sub-task, and what the environment made of it."""
+        results = [result for _, result in run.history]
+        if completion is None:  # the run has ended: this sample is in no group
+            sub.samples.append(Sample(prompt, Completion([], [], "", False), void=True))
+            self._record(sub, run.tree.task, TOO_LONG, results)
+            sub.results.append(None)
+            return
+        sub.samples.append(Sample(prompt, completion))
+        self._record(sub, run.tree.task, parse_execution(completion.text), results)
+        result = None
+        try:
+            result = run_calls(self.environment, run.tree.task, sub.calls[-1])
+        except EnvironmentFailure as failure:
+            self.failures.append(str(failure))
+            run.ended = True
+            void(run.node, run.number)
+        sub.results.append(result)
+        run.history.append((sub.sub_task, result))
+
+    # --- flat forms -------------------------------------------------------------------------------
+
+    def _flat(
+        self, tasks: Sequence[ToolTask], names: Sequence[str], count: int, greedy: bool
+    ) -> list[Tree]:
+        prompts = [
+            flat_prompt(self.form, self.tokenizer, t.messages, t.tools, self.rendering)
+            for t in tasks
+        ]
+        seeds = [f"{name}/executor" for name in names]
+        sampled = self._generate("executor", prompts, seeds, count, greedy)
+        trees = []
+        for task, prompt, completions in zip(tasks, prompts, sampled, strict=True):
+            request = SubTask(task.messages[-1].content if task.messages else "", None, {})
+            sub = SubTaskNode(request, tuple(resolved_gold(task)))
+            sub.samples = [Sample(prompt, c) for c in completions]
+            for number, completion in enumerate(completions):
+                self._record_flat(sub, task, parse_flat(self.form, completion.text), number)
+            trees.append(Tree(task, [PlanNode(None, Plan((request,)), [sub])]))
+        return trees
+
+    def _record_flat(
+        self, sub: SubTaskNode, task: ToolTask, execution: Execution | ParseFailure, number: int
+    ) -> None:
+        """References of a text with several calls name the results of its own earlier calls."""
+        results: list[Any] = []
+        calls: list[ToolCall] = []
+        for call in () if isinstance(execution, ParseFailure) else execution.calls:
+            calls.append(resolved_call(call, task, results))
+            try:
+                results.append(run_calls(self.environment, task, calls[-1:]))
+            except EnvironmentFailure as failure:
+                sub.samples[number].void = True
+                results.append(None)
+                self.failures.append(str(failure))
+        if isinstance(execution, Execution):
+            execution = replace(execution, calls=tuple(calls))
+        sub.executions.append(execution)
+        sub.calls.append(tuple(calls))
+        sub.results.append(results)
+
+    # --- shared -----------------------------------------------------------------------------------
+
+    def _prompt(self, sub: SubTaskNode, task: ToolTask, feedback: Any) -> list[int]:
+        return executor_prompt(self.tokenizer, sub.sub_task, task.tools, feedback, self.rendering)
+
+    def _fits(self, prompt: Sequence[int]) -> bool:
+        return (
+            len(prompt) + max_tokens(self.settings, "executor") <= self.settings.model.max_context
+        )
+
+    def _record(
+        self,
+        sub: SubTaskNode,
+        task: ToolTask,
+        execution: Execution | ParseFailure,
+        results: Sequence[Any],
+    ) -> None:
+        if isinstance(execution, Execution):
+            calls = tuple(resolved_call(call, task, results) for call in execution.calls)
+            execution = replace(execution, calls=calls)
+        sub.executions.append(execution)
         sub.calls.append(() if isinstance(execution, ParseFailure) else execution.calls)
-        if sub.gold is not None:
-            reward = executor_reward(execution, sub.gold, task.tools, settings.train.rewards)
-            sub.rewards.append(reward)
-            sample.reward = reward.total
 
 
-def _resolved(call: ToolCall, task: ToolTask) -> ToolCall:
-    """The call as an environment would run it: references replaced by recorded results."""
+def max_tokens(settings: Settings, role: Role) -> int:
+    """The bound of one completion; a flat form's one text has room for a plan and a call."""
+    train = settings.train
+    if settings.model.form != "hierarchical":
+        return train.planner.max_tokens + train.executor.max_tokens
+    return train.planner.max_tokens if role == "planner" else train.executor.max_tokens
+
+
+def resolved_call(call: ToolCall, task: ToolTask, results: Sequence[Any]) -> ToolCall:
+    """The call as an environment runs it: references replaced by results, where these are known."""
     spec = next((t for t in task.tools if t.name == call.name), None)
-    arguments = resolve(call, task.results, spec.parameters if spec else {})
+    arguments = resolve(call, results, spec.parameters if spec else {})
     return call if arguments is None else ToolCall(call.name, arguments)
 
 
-def _size(plan: Plan | ParseFailure) -> int:
-    return 0 if isinstance(plan, ParseFailure) else len(plan.sub_tasks)
+def void(node: PlanNode, number: int) -> None:
+    """Takes run ``number`` of a plan, and the plan with it, out of all groups."""
+    if node.sample is not None:
+        node.sample.void = True
+    for sub in node.nodes:
+        for sample in sub.samples[number : number + 1]:
+            sample.void = True
 
 
-def _parsed_plan(completion: Completion) -> Plan | ParseFailure:
-    return parse_plan(completion.text)
-
-
-def set_advantages(trees: Sequence[Tree], settings: Settings) -> dict[str, float]:
-    """Sets group-relative advantages per role; returns counts of groups for the log."""
-    counts: dict[str, float] = {}
-    for role in ("planner", "executor"):
-        kind = getattr(settings.train, role).advantage
-        groups = [g for tree in trees for g in tree.groups(role) if g]
-        flat = 0
-        for group in groups:
-            rewards = [s.reward for s in group]
-            signal = not zero_variance(rewards)
-            flat += not signal
-            for sample, advantage in zip(group, group_advantages(rewards, kind), strict=True):
-                sample.advantage, sample.in_signal_group = float(advantage), signal
-        counts[f"{role}/groups"] = float(len(groups))
-        counts[f"{role}/zero_variance_groups"] = float(flat)
-    return counts
+def _names(tasks: Sequence[ToolTask], seed: str) -> list[str]:
+    """A name per task for its draws; the second time a task occurs it draws anew."""
+    seen: Counter[str] = Counter()
+    names = []
+    for task in tasks:
+        again = f"#{seen[task.id]}" if seen[task.id] else ""
+        names.append(f"{seed}/{task.id}{again}")
+        seen[task.id] += 1
+    return names

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from cahl_core.policy.backbone import Policy
-
-REFERENCE_SUFFIX = "_ref"
+from cahl_core.policy.team import REFERENCE_SUFFIX
 
 
 class Trainee:
@@ -19,13 +18,20 @@ class Trainee:
     def __init__(
         self,
         policy: Policy,
-        name: str,
+        name: str | None,
         learning_rate: float,
         grad_clip: float,
         weight_decay: float = 0.0,
         reference: tuple[Policy, str] | None = None,
+        label: str | None = None,
     ) -> None:
-        """``reference``: the policy and adapter that the KL term pulls towards."""
+        """
+        Args:
+            name: the adapter; ``None`` trains the whole model of ``policy``.
+            reference: the policy and adapter that the KL term pulls towards.
+            label: under which its tensors stand in a checkpoint; the adapter's name by default.
+        """
+        self.label = label or str(name)
         self.policy = policy
         self._reference = reference
         self.name = name
@@ -38,12 +44,13 @@ class Trainee:
 
     def activate(self) -> None:
         """Makes this the one that forward passes of ``self.policy`` use and give gradients to."""
-        self.policy.activate(self.name)
+        if self.name is not None:
+            self.policy.activate(self.name)
 
     @contextmanager
     def reference(self) -> Iterator[Policy]:
         """The policy to score with under the reference's weights, without gradients."""
-        policy, name = self._reference or (self.policy, self.name + REFERENCE_SUFFIX)
+        policy, name = self._reference or (self.policy, f"{self.name}{REFERENCE_SUFFIX}")
         with torch.no_grad(), policy.using(name):
             yield policy
 
@@ -63,18 +70,19 @@ class Trainee:
         """Adapter and optimizer state under flat names."""
         out: dict[str, Tensor] = {}
         for index, parameter in enumerate(self.parameters):
-            out[f"{self.name}.{index}.value"] = parameter.detach()
+            out[f"{self.label}.{index}.value"] = parameter.detach()
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                out[f"{self.name}.{index}.{key}"] = value
+                out[f"{self.label}.{index}.{key}"] = value
         return {k: v.contiguous().cpu() for k, v in out.items()}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes over what `tensors` wrote."""
         for index, parameter in enumerate(self.parameters):
-            prefix = f"{self.name}.{index}."
+            prefix = f"{self.label}.{index}."
             mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             parameter.copy_(mine.pop("value"))
+            self.optimizer.state.pop(parameter, None)
             if mine:
                 self.optimizer.state[parameter] = {
                     k: v.clone() if k == "step" else v.to(parameter.device, copy=True)

@@ -13,13 +13,17 @@ from cahl_core.rewards import ExecutorReward, PlannerReward
 
 @dataclass(slots=True)
 class Sample:
-    """One completion with what training needs: token ids are kept from sampling to loss."""
+    """One completion with what training needs: token ids are kept from sampling to loss.
+
+    ``void`` marks a rollout that the infrastructure broke: it is in no group and no loss.
+    """
 
     prompt: list[int]
     completion: Completion
     reward: float = 0.0
     advantage: float = 0.0
     in_signal_group: bool = False
+    void: bool = False
 
 
 @dataclass(slots=True)
@@ -70,7 +74,9 @@ class Tree:
     def groups(self, role: str) -> list[list[Sample]]:
         """The samples compared with one another: per task for plans, per sub-task for executions."""
         if role == "planner":
-            group = [p.sample for p in self.plans if p.sample is not None]
-            return [group] if group else []
-        nodes = [n for p in self.plans for n in p.nodes]
-        return [n.samples for n in nodes if n.gold is not None and n.samples]
+            plans = [p.sample for p in self.plans if p.sample is not None]
+            groups = [[s for s in plans if not s.void]]
+        else:
+            nodes = [n for p in self.plans for n in p.nodes if n.gold is not None]
+            groups = [[s for s in node.samples if not s.void] for node in nodes]
+        return [group for group in groups if group]

@@ -1,0 +1,304 @@
+"""The training loop: roll out, compare, update, log, checkpoint.
+
+Every step samples G_h plans per task and G_l executions per sub-task with the current weights, pays the
+planner for what the *current* executor achieved and the executor for its own calls, and updates the
+roles that learn in this arm from their own group-relative advantages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cahl_core.errors import TrainingError
+from cahl_core.files import atomic_dir
+from cahl_core.policy.team import Team
+from cahl_core.progress import progress
+from cahl_core.records import ToolTask
+from cahl_core.roles import Role
+from cahl_core.stage import StageRun
+from cahl_core.traces.record import TraceWriter
+from cahl_core.training import checkpoints
+from cahl_core.training.alarm import CollapseAlarm
+from cahl_core.training.alignment import alignment_metrics
+from cahl_core.training.arms import learners, shuffle_credit
+from cahl_core.training.credit import outcomes, set_advantages, signal_trees, training_samples
+from cahl_core.training.curriculum import Capability, Sampler
+from cahl_core.training.distributed import Workers
+from cahl_core.training.guards import HackReport
+from cahl_core.training.places import Places
+from cahl_core.training.rollout import Roller
+from cahl_core.training.signals import held_signals
+from cahl_core.training.summary import Row, summarise_trees
+from cahl_core.training.trainee import Trainee
+from cahl_core.training.tree import Tree
+from cahl_core.training.update import update
+
+
+class Trainer:
+    """One run. Guarantees: it can be stopped at any point and goes on as if it had not been.
+
+    Between steps (and during rollouts) the weights are those of the last finished step, so SIGTERM or
+    Ctrl-C there saves at once; during an update they wait until it is done.
+    """
+
+    def __init__(self, stage: StageRun, team: Team, workers: Workers, places: Places) -> None:
+        self.stage = stage
+        self.settings = stage.settings
+        self.team = team
+        self.workers = workers
+        self.places = places
+        self.roller = Roller(team, stage.settings)
+        self.trainees = make_trainees(team, stage)
+        self.capability = Capability(self.settings.train.curriculum)
+        self.alarm = CollapseAlarm(self.settings.train.alarm)
+        self.hacks = HackReport()
+        self.traces = (
+            TraceWriter(places.traces) if places.traces is not None and workers.is_main else None
+        )
+        self.rows: list[Row] = []
+        self.alignment: list[Row] = []
+        self._cursors: dict[str, Any] = {}
+        self._saved = -1
+
+    def train(self, tasks: Sequence[ToolTask], dev: Sequence[ToolTask], folder: Path) -> list[Row]:
+        """Runs the remaining steps; returns one row of metrics per step done in all.
+
+        Args:
+            dev: the fixed tasks of the alignment metrics.
+            folder: where checkpoints are found and written.
+        """
+        train = self.settings.train
+        self.sampler = Sampler(tasks, self.settings.seed, train.curriculum)
+        self._resume(folder)
+        if self.traces is not None:
+            self.traces.discard_from(len(self.rows))
+        try:
+            with progress("CAHL training", train.steps) as bar:
+                bar.advance(len(self.rows))
+                while not self._ended():
+                    self._between_steps(dev)
+                    self._step(len(self.rows), folder)
+                    bar.advance(1, **_shown(self.rows[-1]))
+            self._between_steps(dev, last=True)
+        except (KeyboardInterrupt, SystemExit):
+            with held_signals():
+                self._save(folder)
+            raise
+        self._save(folder)
+        return self.rows
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def _step(self, step: int, folder: Path) -> None:
+        started = time.perf_counter()
+        counted = self.team.decoded_tokens, self.team.prefilled_tokens
+        trees, refills = self._collect(step)
+        row: Row = {"step": float(step), "refills": float(refills)}
+        row["seconds/rollout"] = time.perf_counter() - started
+        sampled, encoded = self.workers.sum(
+            [self.team.decoded_tokens - counted[0], self.team.prefilled_tokens - counted[1]]
+        )
+        row["sampled_tokens"], row["encoded_prompt_tokens"] = sampled, encoded
+        row["sampled_tokens_per_second"] = sampled / row["seconds/rollout"]
+        with held_signals():
+            self._learn(trees, step, row)
+            row["seconds/step"] = time.perf_counter() - started
+            self._finish_step(row)
+            if len(self.rows) % self.settings.train.checkpoint_every == 0:
+                self._save(folder)
+
+    def _collect(self, step: int) -> tuple[list[Tree], int]:
+        """Rolls out a batch of tasks, and more where groups of a dynamic role carry no signal."""
+        train = self.settings.train
+        self.team.weights_changed()
+        trees: list[Tree] = []
+        for batch in range(1 + train.max_refills):
+            if batch and not self._lacking(trees, step):
+                return trees, batch - 1
+            tasks = self.sampler.draw(train.tasks_per_step, self.capability)
+            new = self.roller.rollout(
+                self.workers.share(tasks),
+                f"{self.settings.seed}/{step}" + (f"/{batch}" if batch else ""),
+                plans=train.plans_per_task,
+                executions=train.executions_per_plan,
+            )
+            if train.arm == "shuffled_credit":
+                shuffle_credit(new, self.settings)
+            trees += new
+        return trees, train.max_refills
+
+    def _lacking(self, trees: Sequence[Tree], step: int) -> bool:
+        """Whether a role that learns now samples dynamically and has too few groups with signal."""
+        set_advantages(trees, self.settings, self.workers)
+        for role in learners(self.settings, step):
+            own = self.trainees[role][1]
+            if own.dynamic_sampling:
+                (found,) = self.workers.sum([float(len(signal_trees(trees, role)))])
+                if found < self.settings.train.tasks_per_step:
+                    return True
+        return False
+
+    def _learn(self, trees: Sequence[Tree], step: int, row: Row) -> None:
+        train = self.settings.train
+        row |= summarise_trees(trees, self.workers)
+        groups = set_advantages(trees, self.settings, self.workers)
+        totals = self.workers.sum(list(groups.values()))
+        row |= dict(zip(groups, totals, strict=True))
+        limit = len(range(self.workers.rank, train.tasks_per_step, self.workers.count))
+        batches = {
+            role: training_samples(trees, role, self.settings, limit)
+            for role in learners(self.settings, step)
+        }
+        clock = time.perf_counter()
+        reports = update(
+            batches,
+            {role: trainee for role, (trainee, _) in self.trainees.items()},
+            self.settings,
+            step,
+            self.workers,
+            train.steps,
+        )
+        row["seconds/update"] = time.perf_counter() - clock
+        row["skipped_updates"] = float(sum(r.skipped for r in reports.values()))
+        for role, report in reports.items():
+            row |= {f"{role}/{k}": v for k, v in report.metrics(self.workers).items()}
+        self.capability.update(self.workers.merge(outcomes(trees)))
+        row |= self.capability.metrics() | self.sampler.metrics()
+        row |= self.hacks.add(trees, step)
+        self._trace(trees, step)
+
+    def _finish_step(self, row: Row) -> None:
+        self.rows.append(row)
+        self._log(row)
+        for failure in self.roller.failures[:3]:
+            self.stage.log(f"warning: environment failed, the rollout is void: {failure}")
+        self.roller.failures.clear()
+        for warning in self.alarm.feed(row):
+            self.stage.log(f"warning: {warning}")
+        self._cursors = self._state()
+        limit = self.settings.train.max_bad_steps
+        if len(self.rows) >= limit and all(r["skipped_updates"] for r in self.rows[-limit:]):
+            raise TrainingError(
+                f"{limit} steps in a row had a non-finite loss or gradient; their updates were skipped",
+                "lower train.*.learning_rate, or set model.dtype=float32",
+            )
+
+    def _ended(self) -> bool:
+        train = self.settings.train
+        budget = train.max_sampled_tokens
+        sampled = sum(row["sampled_tokens"] for row in self.rows)
+        return len(self.rows) >= train.steps or bool(budget and sampled >= budget)
+
+    # --- between steps ----------------------------------------------------------------------------
+
+    def _between_steps(self, dev: Sequence[ToolTask], last: bool = False) -> None:
+        """Alignment metrics and snapshots of the weights after ``len(self.rows)`` steps."""
+        train, step = self.settings.train, len(self.rows)
+        every = train.evaluate_every
+        if (last or step == 0 or (every and step % every == 0)) and dev:
+            self._evaluate(dev, step)
+        if train.snapshot_every and (last or step % train.snapshot_every == 0):
+            self._snapshot(step)
+
+    def _evaluate(self, dev: Sequence[ToolTask], step: int) -> None:
+        if any(row["step"] == step for row in self.alignment):
+            return
+        with self.stage.phase("alignment"):
+            self.team.weights_changed()
+            mine = self.workers.share(dev)
+            trees = self.roller.rollout(mine, "dev", plans=1, executions=1, greedy=True)
+            everyone = self.workers.gather(trees)
+        row = {"step": float(step), **alignment_metrics(everyone)}
+        self.alignment.append(row)
+        self.stage.log_metrics({f"dev/{k}": v for k, v in row.items() if k != "step"}, step)
+
+    def _snapshot(self, step: int) -> None:
+        folder = self.places.snapshots
+        if folder is None or not self.workers.is_main:
+            return
+        target = folder / f"step-{step:06d}"
+        if not target.exists():
+            with atomic_dir(target) as temporary:
+                self.team.save(temporary)
+
+    def _trace(self, trees: Sequence[Tree], step: int) -> None:
+        """Keeps the first trees of traced steps, and shows some of them in MLflow."""
+        if self.traces is not None:
+            records = self.traces.write(step, trees, self.settings)
+            self.stage.log_traces(records[: self.settings.train.trace.mlflow])
+
+    def _log(self, row: Row) -> None:
+        values = {f"train/{k}": v for k, v in row.items() if k != "step"}
+        self.stage.log_metrics(values, int(row["step"]))
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def _unique(self) -> list[Trainee]:
+        return list(dict.fromkeys(trainee for trainee, _ in self.trainees.values()))
+
+    def _state(self) -> dict[str, Any]:
+        """Everything but tensors, as of the last finished step."""
+        return {
+            "rows": self.rows,
+            "alignment": self.alignment,
+            "sampler": self.sampler.state(),
+            "capability": self.capability.state(),
+            "alarm": self.alarm.to_json(),
+            "hacks": self.hacks.to_json(),
+        }
+
+    def _save(self, folder: Path) -> None:
+        if not (self.workers.is_main and self.rows) or self._saved == len(self.rows):
+            return
+        keep = self.settings.train.keep_checkpoints
+        with self.stage.phase("checkpoint"):
+            checkpoints.save(folder, len(self.rows), self._unique(), self._cursors, keep)
+        self._saved = len(self.rows)
+
+    def _resume(self, folder: Path) -> None:
+        self._cursors = self._state()
+        done, state, warnings = checkpoints.load_latest(folder, self._unique())
+        for warning in warnings:
+            self.stage.log(f"warning: {warning}")
+        if not done:
+            return
+        self.rows, self.alignment = state["rows"], state["alignment"]
+        self.sampler.restore(state["sampler"])
+        self.capability.restore(state["capability"])
+        self.alarm.load_json(state["alarm"])
+        self.hacks = HackReport.from_json(state["hacks"])
+        self._cursors, self._saved = self._state(), done
+        self.stage.log(f"resumed after step {done} of {self.settings.train.steps}")
+        for row in self.rows:
+            self._log(row)
+
+
+def make_trainees(team: Team, stage: StageRun) -> dict[Role, tuple[Trainee, Any]]:
+    """Each role's trainee and settings; roles that share an adapter share the trainee."""
+    train = stage.settings.train
+    made: dict[tuple[int, str | None], Trainee] = {}
+    out: dict[Role, tuple[Trainee, Any]] = {}
+    for role, member in team.members.items():
+        own = train.planner if role == "planner" else train.executor
+        key = (id(member.policy), member.adapter)
+        if key not in made:
+            made[key] = Trainee(
+                member.policy,
+                member.adapter,
+                own.learning_rate,
+                own.grad_clip,
+                reference=member.reference,
+                label=member.adapter or role,
+            )
+        out[role] = (made[key], own)
+    return out
+
+
+def _shown(row: Row) -> dict[str, str]:
+    return {
+        "planner": f"{row['planner_reward']:.3f}",
+        "executor": f"{row['executor_reward']:.3f}",
+    }
