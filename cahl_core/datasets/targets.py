@@ -1,4 +1,4 @@
-"""What supervised training writes: the planner's plan, and the executor's text for each sub-task.
+"""What supervised training writes: plans, and executor texts per sub-task or for a whole request.
 
 The executor of a sub-task sees the recorded results of the calls before it. A sub-task with a tool is
 carried out by the gold call, references resolved where results were recorded; one without a tool by
@@ -59,6 +59,18 @@ def executor_targets(task: ToolTask) -> list[ExecutorTarget]:
         else:
             targets.append(ExecutorTarget(sub_task, feedback, None, _response(task, sub_task)))
     return targets
+
+
+def flat_target(task: ToolTask) -> tuple[tuple[ToolCall, ...], str | None]:
+    """The calls of the whole plan in order, or words where it has none: the flat forms' one text.
+
+    References stay as the plan has them: nothing has been called when the text is written.
+    """
+    sub_tasks = planner_target(task).sub_tasks
+    calls = tuple(ToolCall(s.tool, s.arguments) for s in sub_tasks if s.tool is not None)
+    if calls:
+        return calls, None
+    return (), _response(task, sub_tasks[0] if sub_tasks else SubTask("", None))
 
 
 def _response(task: ToolTask, sub_task: SubTask) -> str:

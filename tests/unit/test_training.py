@@ -88,69 +88,6 @@ def _policy(root: Path, settings: Settings) -> Policy:
     return policy
 
 
-# --- supervised ----------------------------------------------------------------------------------
-
-
-def test_sft_learns_both_roles_and_is_repeatable(root: Path) -> None:
-    settings = validate({**SMALL, "sft": {**SMALL["sft"], "steps": 30, "learning_rate": 0.01}})
-    sft.run(StageRun("sft", root, settings))
-    first = _sums(root / "models/sft"), (root / "metrics/sft.json").read_bytes()
-    metrics = json.loads(first[1])
-    for role in ROLES:
-        assert metrics[f"{role}_last_loss"] < 0.8 * metrics[f"{role}_first_loss"]
-    sft.run(StageRun("sft", root, settings))
-    assert (_sums(root / "models/sft"), (root / "metrics/sft.json").read_bytes()) == first
-
-
-def test_interrupted_sft_resumes_to_the_same_bytes(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = _settings()
-    sft.run(StageRun("sft", root, settings))
-    straight = _sums(root / "models/sft")
-    shutil.rmtree(root / "models")
-    real, calls = Trainee.step, []
-
-    def dies(self: Trainee, scale: float) -> float:
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(self, scale)
-
-    monkeypatch.setattr(Trainee, "step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        sft.run(StageRun("sft", root, settings))
-    assert not (root / "models/sft").exists()
-    monkeypatch.setattr(Trainee, "step", real)
-    sft.run(StageRun("sft", root, settings))
-    assert _sums(root / "models/sft") == straight
-
-
-def test_executor_examples_hold_earlier_results_and_the_resolved_call(root: Path) -> None:
-    settings = _settings()
-    tokenizer = _policy(root, settings).tokenizer
-    first, second = sft.examples(tokenizer, _task(4), "executor", settings)
-    assert "Result 1" not in tokenizer.decode(first.prompt)
-    assert 'Result 1 (find): {"id": 4}' in tokenizer.decode(second.prompt)
-    target = execution_text([ToolCall("book", {"id": 4})])
-    assert tokenizer.decode(second.target[:-1]) == target
-    assert second.target[-1] == tokenizer.eos_token_id
-
-
-def test_a_batch_has_the_same_gradient_however_it_is_packed(root: Path) -> None:
-    gradients = []
-    for row_tokens in (300, 5000):
-        settings = validate({**SMALL, "sft": {**SMALL["sft"], "row_tokens": row_tokens}})
-        policy = _policy(root, settings)
-        policy.activate("executor")
-        groups = (sft.examples(policy.tokenizer, _task(n), "executor", settings) for n in range(4))
-        rows = list(sft.rows_of(groups, row_tokens, 1500))
-        sft._step(policy, rows)
-        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters("executor")]))  # type: ignore[union-attr]
-    assert len(gradients[0]) > 0
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
-
-
 # --- rollouts ------------------------------------------------------------------------------------
 
 
