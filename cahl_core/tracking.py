@@ -92,6 +92,7 @@ class Tracker:
         self.experiment_id = ""
         self.warnings: list[str] = []
         self._buffer: list[Any] = []
+        self._traced = False
         self._flushed = time.monotonic()
 
     @property
@@ -166,6 +167,14 @@ class Tracker:
         with registry_errors(self.uri):
             send(self.run_id, str(path), folder or None)
 
+    def log_trace(self, record: Mapping[str, Any]) -> None:
+        """One rollout tree (`traces.record`) as an MLflow trace of the run; what fails is a warning."""
+        from cahl_core.traces.mlflow import log_trace
+
+        self._traced = True
+        if warning := log_trace(record, self.run_id, self.experiment_id):
+            self.warnings.append(warning)
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the stage's run."""
         from mlflow.entities import RunTag
@@ -182,6 +191,8 @@ class Tracker:
             self._flush_or_keep()
         if self._buffer:
             self.warnings.append(f"{len(self._buffer)} metric values could not be sent to MLflow")
+        if self._traced:
+            self._flush_traces()
         with registry_errors(self.uri):
             mlflow.end_run(status)
             if self.parent_id:
@@ -198,6 +209,15 @@ class Tracker:
                     del self._buffer[: len(batch)]
         except RegistryError as error:
             self.warnings.append(str(error))
+
+    def _flush_traces(self) -> None:
+        """Waits for traces on their way, so that the finished run has them."""
+        import mlflow
+
+        try:
+            mlflow.flush_trace_async_logging()
+        except Exception as error:  # mlflow's own exporter; the run itself is logged
+            self.warnings.append(f"traces could not be sent to MLflow: {error}")
 
     def _experiment_id(self) -> str:
         found = self._client.get_experiment_by_name(self.experiment)

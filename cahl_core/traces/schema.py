@@ -32,7 +32,7 @@ class SampledTrace(TypedDict):
 
     ``reward`` is what the advantage was computed from, ``parts`` the reward's parts before
     weighting and their ``total`` (``None`` where nothing was judged). ``breakdown`` explains them.
-    ``void`` marks a rollout that the infrastructure broke; it was trained on by nobody.
+    ``void`` marks what was not sampled or what a broken environment cost: nothing learns from it.
     """
 
     text: str

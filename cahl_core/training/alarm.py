@@ -104,7 +104,11 @@ class CollapseAlarm:
 
     def to_json(self) -> dict[str, Any]:
         """The state, for a checkpoint."""
-        return {"recent": self._recent, "first": self._first, "raised": sorted(self._raised)}
+        return {
+            "recent": {key: list(values) for key, values in self._recent.items()},
+            "first": {key: list(values) for key, values in self._first.items()},
+            "raised": sorted(self._raised),
+        }
 
     def load_json(self, state: Mapping[str, Any]) -> None:
         """Takes over what `to_json` gave: the alarm goes on as if it had not stopped."""

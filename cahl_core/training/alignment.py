@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from cahl_core.datasets.targets import resolved_gold
 from cahl_core.evaluation.metrics import (
     call_counts,
-    call_key,
     is_solved,
     plan_is_valid,
     redundant_calls,
@@ -23,6 +22,7 @@ from cahl_core.evaluation.metrics import (
 from cahl_core.protocol.parsing import Execution, ParseFailure
 from cahl_core.records import Plan
 from cahl_core.serving.agent import AgentResult, StepResult
+from cahl_core.training.credit import solved
 from cahl_core.training.tree import PlanNode, SubTaskNode, Tree
 
 MIN_TOOLS = 3  # with two, a rank correlation is 1 or -1 whatever happened
@@ -72,18 +72,12 @@ def adheres(node: SubTaskNode, g: int) -> bool:
 
 def sub_task_solves(node: SubTaskNode) -> list[bool]:
     """For each execution whether it made exactly the calls due; empty where no gold step is known."""
-    if node.gold is None:
-        return []
-    due = Counter(map(call_key, node.gold))
-    return [
-        not isinstance(node.executions[g], ParseFailure)
-        and Counter(map(call_key, node.calls[g])) == due
-        for g in _judged(node)
-    ]
+    judged = zip(solved(node), node.samples, strict=True) if node.gold is not None else ()
+    return [right for right, sample in judged if not sample.void]
 
 
 def _judged(node: SubTaskNode) -> list[int]:
-    """Numbers of the executions that were sampled and that no infrastructure failure voided."""
+    """Numbers of the executions that were sampled and that nothing voided."""
     return [g for g, sample in enumerate(node.samples) if not sample.void]
 
 
@@ -128,11 +122,13 @@ def _runs(tree: Tree, node: PlanNode) -> list[_Run]:
 
 def _passes(node: PlanNode) -> Iterator[list[StepResult]]:
     """The executions of each run, calls with their references replaced; one empty run of a plan
-    without sub-tasks. What was not sampled for its length made no call."""
+        without sub-tasks. What was not sampled for its length made no call; in the flat arms a void sample
+    is no run (with a planner, a broken environment voids the plan)."""
     nodes = [sub for sub in node.nodes if sub.samples]
     for g in range(max((len(sub.samples) for sub in nodes), default=1)):
-        if not any(sub.samples[g].void for sub in nodes):
-            yield [_step(sub, g) for sub in nodes]
+        ran = [sub for sub in nodes if not sub.samples[g].void]
+        if ran or node.sample is not None:
+            yield [_step(sub, g) for sub in ran]
 
 
 def _step(node: SubTaskNode, g: int) -> StepResult:

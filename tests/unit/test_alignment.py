@@ -108,16 +108,22 @@ def test_nothing_gives_nothing_and_never_nan() -> None:
     assert all(math.isfinite(v) for t in (good_tree(), flat_tree()) for v in _metrics(t).values())
 
 
-def test_voided_rollouts_count_nowhere() -> None:
+def test_what_was_not_sampled_is_no_execution_and_its_run_is_not_solved() -> None:
     tree = good_tree()
     tree.plans[0].nodes[0].samples[1].void = True  # the run that called Oslo
-    tree.plans[1].sample.void = True  # type: ignore[union-attr]
     found = _metrics(tree)
-    assert (found["solved_share"], found["sub_task_solve_rate"], found["plan_validity"]) == (
-        1,
-        1,
-        1,
-    )
+    assert (found["solved_share"], found["sub_task_solve_rate"]) == (1 / 4, 1)
+
+
+def test_rollouts_of_a_broken_environment_count_nowhere() -> None:
+    tree = good_tree()
+    assert tree.plans[1].sample is not None
+    tree.plans[1].sample.void = True
+    found = _metrics(tree)
+    assert (found["solved_share"], found["plan_validity"]) == (1 / 2, 1)
+    flat = flat_tree()
+    flat.plans[0].nodes[0].samples[1].void = True
+    assert _metrics(flat)["solved_share"] == 1
 
 
 def test_one_plan_and_one_execution_agree_with_the_dev_evaluation() -> None:
