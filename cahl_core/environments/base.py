@@ -25,7 +25,7 @@ class ToolError(Exception):
     """The tool refuses the call; the text is what the model reads."""
 
 
-class EnvironmentFailure(Exception):
+class BrokenEnvironmentError(Exception):
     """The infrastructure failed: the rollout is void, whatever the model wrote."""
 
 
@@ -76,7 +76,7 @@ def run_calls(environment: Environment, task: ToolTask, calls: Sequence[ToolCall
     """What the executor of the next sub-task reads: the one call's result, or a list of them.
 
     Raises:
-        EnvironmentFailure: the environment failed other than by `ToolError`.
+        BrokenEnvironmentError: the environment failed other than by `ToolError`.
     """
     results = [_run(environment, task, call) for call in calls]
     if not results:
@@ -90,6 +90,6 @@ def _run(environment: Environment, task: ToolTask, call: ToolCall) -> Any:
     except ToolError as error:
         return {"error": str(error)[:MAX_RESULT_CHARS]}
     except Exception as error:
-        raise EnvironmentFailure(
+        raise BrokenEnvironmentError(
             f"{call.name} of task '{task.id}': {type(error).__name__}: {error}"
         ) from error

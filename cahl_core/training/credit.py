@@ -53,7 +53,7 @@ def _success(
         return None
     if node.sample is None:  # flat: the sample's own calls are the whole task's
         (sub,) = node.nodes
-        return [[float(same_calls(calls, gold, rules)) for calls in sub.calls]]
+        return [[float(same_calls(calls, sub.gold or (), rules)) for calls in sub.calls]]
     gold, resolved = tree.task.calls, resolved_gold(tree.task)
     return executor_success(node.plan, made, gold, settings.train.recombine, resolved, rules)
 

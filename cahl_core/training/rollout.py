@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from cahl_core.config import Settings
 from cahl_core.datasets.references import resolve
 from cahl_core.datasets.targets import gold_feedback, resolved_gold
-from cahl_core.environments.base import EnvironmentFailure, load_environment, run_calls
+from cahl_core.environments.base import BrokenEnvironmentError, load_environment, run_calls
 from cahl_core.policy.engine import Completion
 from cahl_core.protocol.forms import flat_prompt, parse_flat, stops
 from cahl_core.protocol.parsing import Execution, ParseFailure, parse_execution, parse_plan
@@ -33,7 +33,8 @@ TOO_LONG = ParseFailure("the prompt left no room for a completion", 0)
 class Source(Protocol):
     """What rollouts sample from: a `Team`, an `Engine`, or a script in tests."""
 
-    policy: Any
+    @property
+    def policy(self) -> Any: ...
 
     def generate(
         self, prompts: Sequence[Sequence[int]], role: Role, **options: Any
@@ -215,7 +216,7 @@ class Roller:
         result = None
         try:
             result = run_calls(self.environment, run.tree.task, sub.calls[-1])
-        except EnvironmentFailure as failure:
+        except BrokenEnvironmentError as failure:
             self.failures.append(str(failure))
             run.ended = True
             void(run.node, run.number)
@@ -253,7 +254,7 @@ class Roller:
             calls.append(resolved_call(call, task, results))
             try:
                 results.append(run_calls(self.environment, task, calls[-1:]))
-            except EnvironmentFailure as failure:
+            except BrokenEnvironmentError as failure:
                 sub.samples[number].void = True
                 results.append(None)
                 self.failures.append(str(failure))

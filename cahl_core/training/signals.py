@@ -29,5 +29,5 @@ def held_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in arrived[:1]:
-            os.kill(os.getpid(), number)
+        if arrived:
+            os.kill(os.getpid(), arrived[0])

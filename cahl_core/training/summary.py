@@ -83,7 +83,7 @@ def summarise_run(rows: Sequence[Row], alignment: Sequence[Row]) -> Row:
     for label, row in zip(("first", "last"), (alignment[:1], alignment[-1:]), strict=True):
         for key, value in (row[0] if row else {}).items():
             if key != "step":
-                out[f"dev/{key}_{label}"] = value
+                out[f"{key}_{label}"] = value
     return out
 
 

@@ -7,6 +7,7 @@ roles that learn in this arm from their own group-relative advantages.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +34,10 @@ from cahl_core.training.rollout import Roller
 from cahl_core.training.signals import held_signals
 from cahl_core.training.summary import Row, summarise_trees
 from cahl_core.training.trainee import Trainee
-from cahl_core.training.tree import Tree
+from cahl_core.training.tree import Sample, Tree
 from cahl_core.training.update import update
+
+DEV = ("planner_reward", "executor_reward", "task_success")
 
 
 class Trainer:
@@ -148,7 +151,7 @@ class Trainer:
         totals = self.workers.sum(list(groups.values()))
         row |= dict(zip(groups, totals, strict=True))
         limit = len(range(self.workers.rank, train.tasks_per_step, self.workers.count))
-        batches = {
+        batches: dict[str, list[Sample]] = {
             role: training_samples(trees, role, self.settings, limit)
             for role in learners(self.settings, step)
         }
@@ -171,8 +174,8 @@ class Trainer:
         self._trace(trees, step)
 
     def _finish_step(self, row: Row) -> None:
-        self.rows.append(row)
-        self._log(row)
+        self._log(row)  # which says what is not finite; JSON cannot hold it
+        self.rows.append({key: value for key, value in row.items() if math.isfinite(value)})
         for failure in self.roller.failures[:3]:
             self.stage.log(f"warning: environment failed, the rollout is void: {failure}")
         self.roller.failures.clear()
@@ -211,9 +214,11 @@ class Trainer:
             mine = self.workers.share(dev)
             trees = self.roller.rollout(mine, "dev", plans=1, executions=1, greedy=True)
             everyone = self.workers.gather(trees)
-        row = {"step": float(step), **alignment_metrics(everyone)}
+        means = summarise_trees(trees, self.workers)
+        row = {"step": float(step), **{f"dev/{name}": means[name] for name in DEV}}
+        row |= alignment_metrics(everyone)
         self.alignment.append(row)
-        self.stage.log_metrics({f"dev/{k}": v for k, v in row.items() if k != "step"}, step)
+        self.stage.log_metrics({k: v for k, v in row.items() if k != "step"}, step)
 
     def _snapshot(self, step: int) -> None:
         folder = self.places.snapshots

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cahl_core.environments.base import (
-    EnvironmentFailure,
+    BrokenEnvironmentError,
     ToolError,
     load_environment,
     replay,
@@ -64,7 +64,7 @@ def _breaks(task: ToolTask, call: ToolCall) -> Any:
 def test_a_tools_refusal_is_read_by_the_model_and_a_broken_tool_is_not() -> None:
     call = ToolCall("book", {"id": 7})
     assert run_calls(_refuses, TASK, [call]) == {"error": "no rooms left"}
-    with pytest.raises(EnvironmentFailure, match="book of task 't': ConnectionError"):
+    with pytest.raises(BrokenEnvironmentError, match="book of task 't': ConnectionError"):
         run_calls(_breaks, TASK, [call])
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cahl_core.datasets.assemble import Splits
 from cahl_core.datasets.output import write_splits
 from cahl_core.datasets.store import LineStore
+from cahl_core.errors import DataError, StageInputError
 from cahl_core.files import dump_json
 from cahl_core.records import Message, ToolTask
-from cahl_core.training.data import epoch_order, load_split, split_files, weights_of
+from cahl_core.training.data import epoch_order, load_split, load_tasks, split_files, weights_of
 
 
 def _task(number: int) -> ToolTask:
@@ -56,3 +58,15 @@ def test_parquet_shards_are_the_same_tasks_as_json_lines(tmp_path: Path) -> None
     whole, shards = (load_split(tmp_path / name, "train") for name in ("jsonl", "parquet"))
     assert list(shards) == list(whole) == [tasks[n] for n in (3, 1, 0, 4, 2)]
     assert weights_of(shards) == weights_of(whole) == [3.5, 1.5, 0.5, 4.5, 2.5]
+
+
+def test_missing_empty_and_malformed_task_files_say_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    with pytest.raises(StageInputError, match="cahl prepare"):
+        load_tasks(path)
+    path.write_text("")
+    with pytest.raises(StageInputError, match=r"quarantine\.jsonl"):
+        load_tasks(path)
+    path.write_text('{"id": "a"}\n')
+    with pytest.raises(DataError, match=r"train\.jsonl:1 \(id 'a'\).*'answers' is missing"):
+        load_tasks(path)

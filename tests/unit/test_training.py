@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,13 @@ import pytest
 import torch
 
 from cahl_core.config import Settings, validate
-from cahl_core.errors import DataError, StageInputError
 from cahl_core.files import dump_json, sha256
 from cahl_core.policy.backbone import ROLES, Policy
-from cahl_core.policy.engine import Completion, Engine
-from cahl_core.protocol.parsing import ParseFailure
-from cahl_core.protocol.prompts import execution_text, plan_text
+from cahl_core.policy.engine import Engine
 from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolSpec, ToolTask
-from cahl_core.stage import StageRun
-from cahl_core.training import checkpoints, joint, sft
-from cahl_core.training.data import Sampler, load_tasks
 from cahl_core.training.distributed import Workers
-from cahl_core.training.rollout import Roller, score, set_advantages
 from cahl_core.training.trainee import Trainee
-from cahl_core.training.tree import PlanNode, Sample, Tree
+from cahl_core.training.tree import Sample
 from cahl_core.training.update import update_role
 
 SMALL = {
@@ -86,96 +78,6 @@ def _policy(root: Path, settings: Settings) -> Policy:
             torch.nn.init.normal_(mine, std=0.1)
             frozen.data.copy_(mine.data + 0.01)
     return policy
-
-
-# --- rollouts ------------------------------------------------------------------------------------
-
-
-class Scripted:
-    """An engine that answers from a script, to check what is asked and what is made of it."""
-
-    def __init__(self, policy: Policy, plans: list[str], executions: list[str]) -> None:
-        self.policy, self.plans, self.executions = policy, plans, executions
-        self.prompts: dict[str, list[str]] = {}
-
-    def generate(
-        self, prompts: Any, role: str, *, samples: int, **_: Any
-    ) -> list[list[Completion]]:
-        self.prompts[role] = [self.policy.tokenizer.decode(p) for p in prompts]
-        texts = self.plans if role == "planner" else self.executions
-        return [
-            [Completion([5], [-1.0], texts[i % len(texts)], True) for i in range(samples)]
-            for _ in prompts
-        ]
-
-
-def _scripted(
-    root: Path, plans: list[str], executions: list[str]
-) -> tuple[Tree, Scripted, Settings]:
-    settings = _settings()
-    engine = Scripted(_policy(root, settings), plans, executions)
-    roller = Roller(engine, settings)  # type: ignore[arg-type]
-    [tree] = roller.rollout([_task(1)], "s", plans=len(plans), executions=len(executions))
-    return tree, engine, settings
-
-
-def test_gold_plan_and_gold_calls_earn_the_maximum(root: Path) -> None:
-    task = _task(1)
-    assert task.plan is not None
-    gold = [execution_text([ToolCall("find", {"city": "Oslo"})])] * 2
-    tree, engine, settings = _scripted(root, [plan_text(task.plan), "nonsense"], gold)
-    good, bad = tree.plans
-    assert isinstance(bad.plan, ParseFailure)
-    assert bad.sample.reward == 0.0
-    assert bad.nodes == []
-    # the second sub-task was also answered with the first one's call: half of R_exe
-    weights = settings.train.rewards
-    assert good.sample.reward == pytest.approx(weights.w_param + weights.w_exe / 2)
-    assert [s.reward for s in good.nodes[0].samples] == [2.5, 2.5]
-    assert 'Result 1 (find): {"id": 1}' in engine.prompts["executor"][1]
-
-
-def test_an_unresolved_reference_is_judged_by_its_recorded_value(root: Path) -> None:
-    task = _task(1)
-    assert task.plan is not None
-    calls = [execution_text([ToolCall("book", {"id": "$var1.id$"})])] * 2
-    tree, _, _ = _scripted(root, [plan_text(task.plan)] * 2, calls)
-    assert [s.reward for s in tree.plans[0].nodes[1].samples] == [2.5, 2.5]
-
-
-def test_a_sub_task_without_gold_trains_no_executor_and_costs_the_planner(root: Path) -> None:
-    task = _task(1)
-    assert task.plan is not None
-    longer = Plan((*task.plan.sub_tasks, SubTask("again", "find", {"city": "Oslo"})))
-    call = [execution_text([ToolCall("find", {"city": "Oslo"})])] * 2
-    tree, _, _ = _scripted(root, [plan_text(task.plan), plan_text(longer)], call)
-    exact, extra = tree.plans
-    assert extra.nodes[2].gold is None
-    assert len(tree.groups("executor")) == 4
-    assert extra.sample.reward < exact.sample.reward
-
-
-def test_advantages_compare_within_a_task_and_within_a_sub_task(root: Path) -> None:
-    task = _task(1)
-    assert task.plan is not None
-    texts = [execution_text([ToolCall("find", {"city": c})]) for c in ("Oslo", "Rome")]
-    tree, _, settings = _scripted(root, [plan_text(task.plan), "nonsense"], texts)
-    counts = set_advantages([tree], settings)
-    assert [p.sample.advantage for p in tree.plans] == pytest.approx([1, -1], abs=1e-4)
-    right, wrong = tree.plans[0].nodes[0].samples
-    assert (right.advantage, wrong.advantage) == pytest.approx((1, -1), abs=1e-4)
-    assert counts["executor/zero_variance_groups"] == 1.0  # both are equally wrong for `book`
-    assert not any(s.in_signal_group for s in tree.plans[0].nodes[1].samples)
-
-
-def test_a_task_without_gold_calls_rewards_declining(root: Path) -> None:
-    settings = _settings()
-    task = ToolTask("n", "toy", (Message("user", "Sing."),), (FIND,), (), Plan(()))
-    nodes = [PlanNode(Sample([1], Completion([5], [-1.0], "", True)), Plan(())) for _ in range(2)]
-    tree = Tree(task, nodes)
-    score(tree, settings, 2)
-    weights = settings.train.rewards
-    assert nodes[0].sample.reward == weights.w_param + weights.w_exe
 
 
 # --- updates -------------------------------------------------------------------------------------
@@ -251,68 +153,3 @@ def test_a_non_finite_gradient_leaves_the_adapter_alone(root: Path) -> None:
         parameter.grad = torch.full_like(parameter, float("nan"))
     assert trainee.step(1.0) != trainee.step(1.0)  # NaN
     assert torch.equal(trainee.parameters[0], before)
-
-
-# --- the loop ------------------------------------------------------------------------------------
-
-
-def _train(root: Path, settings: Settings) -> dict[str, str]:
-    joint.run(StageRun("train", root, settings))
-    return _sums(root / "models/cahl") | {"csv": (root / "plots/train.csv").read_text()}
-
-
-def test_joint_training_is_repeatable_and_resumes_to_the_same_bytes(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = _settings()
-    sft.run(StageRun("sft", root, settings))
-    straight = _train(root, settings)
-    shutil.rmtree(root / "models/cahl")
-    real = joint.Trainer.step
-
-    def dies(self: joint.Trainer, tasks: Any, step: int) -> Any:
-        if step == 2:
-            raise KeyboardInterrupt
-        return real(self, tasks, step)
-
-    monkeypatch.setattr(joint.Trainer, "step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        joint.run(StageRun("train", root, settings))
-    assert not (root / "models/cahl").exists()
-    monkeypatch.setattr(joint.Trainer, "step", real)
-    assert _train(root, settings) == straight
-
-
-def test_a_damaged_checkpoint_is_skipped_with_a_sentence(root: Path, tmp_path: Path) -> None:
-    policy = _policy(root, _settings())
-    trainee = Trainee(policy, "planner", 0.1, 1.0)
-    folder = tmp_path / "ck"
-    checkpoints.save(folder, 1, [trainee], {"x": 1})
-    kept = folder / "kept"
-    shutil.copytree(folder / "step-000001", kept)
-    checkpoints.save(folder, 2, [trainee], {"x": 2})
-    shutil.move(kept, folder / "step-000001")
-    with (folder / "step-000002/state.safetensors").open("r+b") as stream:
-        stream.seek(200)
-        stream.write(b"\xff\xff")
-    step, extra, warnings = checkpoints.load_latest(folder, [trainee])
-    assert (step, extra) == (1, {"x": 1})
-    assert "step-000002 is not whole" in warnings[0]
-
-
-def test_every_epoch_visits_every_task_once() -> None:
-    tasks = [_task(n) for n in range(6)]
-    seen = [t.id for step in range(3) for t in Sampler(tasks, 0).draw(step, 2)]
-    assert sorted(seen) == sorted(t.id for t in tasks)
-
-
-def test_missing_empty_and_malformed_task_files_say_what_to_do(tmp_path: Path) -> None:
-    path = tmp_path / "train.jsonl"
-    with pytest.raises(StageInputError, match="cahl prepare"):
-        load_tasks(path)
-    path.write_text("")
-    with pytest.raises(StageInputError, match=r"quarantine\.jsonl"):
-        load_tasks(path)
-    path.write_text('{"id": "a"}\n')
-    with pytest.raises(DataError, match=r"train\.jsonl:1 \(id 'a'\).*'answers' is missing"):
-        load_tasks(path)
