@@ -13,11 +13,11 @@ Optional, of texts that are values (`ValueSettings`):
 
 - ``dates``: a text that is one valid date is that date, in any of these forms: ``2026-11-21`` (also with
   ``/`` or ``.``, and one-digit months or days), ``21 November 2026``, ``21st of Nov. 2026``,
-  ``21-Nov-2026``, ``November 21, 2026``, and ``21/11/2026`` or ``11/21/2026`` (also with ``-`` or ``.``) where only one
-  reading is a date. ``03/04/2026`` has two readings and stays a text; so do two-digit years, digits alone,
-  weekdays, times, and dates within longer texts. After the form ``2026-11-21`` a time may follow
-  (``T10:30``, `` 10:30:00``, ``T10:30:00.5Z``): seconds that are zero may be left out, ``Z`` is ``+00:00``,
-  but other zones are not converted, and a date is not its own midnight;
+  ``21-Nov-2026``, ``November 21, 2026``, and, where only one reading is a date, ``21/11/2026`` or
+  ``11/21/2026`` (also with ``-`` or ``.``). ``03/04/2026`` has two readings and stays a text; so do
+  two-digit years, digits alone, weekdays, times, and dates within longer texts. After the form
+  ``2026-11-21`` a time may follow (``T10:30``, `` 10:30:00``, ``T10:30:00.5Z``): seconds that are zero may
+  be left out, ``Z`` is ``+00:00``, other zones are not converted, and a date is not its own midnight;
 - ``ignore_case``: texts are case-folded.
 """
 
@@ -43,7 +43,8 @@ MONTHS = {
 YEAR_FIRST = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})")
 YEAR_LAST = re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4})")
 DAY_MONTH = re.compile(
-    r"(\d{1,2})(?:st|nd|rd|th)?(?:\s+of\s+|\s+|-)([a-z]{3,9})(?:\.?,?\s+|-)(\d{4})", re.IGNORECASE
+    r"(\d{1,2})(?:st|nd|rd|th)?(?:\s+of\s+|\s+|-)([a-z]{3,9})(?:\.?,?\s+|-)(\d{4})",
+    re.IGNORECASE,
 )
 MONTH_DAY = re.compile(
     r"([a-z]{3,9})\.?\s+(\d{1,2})(?:st|nd|rd|th)?(?:,\s*|\s+)(\d{4})", re.IGNORECASE

@@ -1,29 +1,33 @@
-"""Rewards: hand-computed values, properties, and a brute-force reference for matching."""
+"""Rewards: hand-computed values, properties, and exhaustive references (tests/reference)."""
 
 from __future__ import annotations
 
 import itertools
+import random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahl_core.advantages import group_advantages, zero_variance
-from cahl_core.config import RewardSettings
+from cahl_core.call_schema import schema_fault
+from cahl_core.matching import align_plan, as_steps, assign
 from cahl_core.protocol.parsing import Execution, ParseFailure
 from cahl_core.records import Plan, SubTask, ToolCall, ToolSpec
 from cahl_core.rewards import (
     align,
-    align_plan,
     canonical,
     execution_reward,
     executor_reward,
     fits_schema,
     parameter_reward,
     planner_reward,
+    planner_total,
     semantic_reward,
 )
+from cahl_core.success import executor_success, task_success
+from cahl_core.train_config import RewardSettings, ValueSettings
+from tests.reference import rewards as plain
 
 WEIGHTS = RewardSettings()
 ADD = ToolSpec(
@@ -39,6 +43,26 @@ call = st.builds(
     ToolCall,
     st.sampled_from("fgh"),
     st.dictionaries(st.sampled_from("abc"), st.integers(0, 2), max_size=3),
+)
+calls = st.lists(call, max_size=4)
+sub_task = st.builds(
+    SubTask,
+    st.just("do"),
+    st.sampled_from(["f", "g", "h", None]),
+    st.dictionaries(
+        st.sampled_from("abc"), st.sampled_from([0, 1, 2, "$var1.x$", "$var2.x$"]), max_size=3
+    ),
+)
+plan = st.builds(Plan, st.lists(sub_task, max_size=4).map(tuple))
+referring = st.lists(
+    st.builds(
+        ToolCall,
+        st.sampled_from("fgh"),
+        st.dictionaries(
+            st.sampled_from("abc"), st.sampled_from([0, 1, 2, "$var1.x$", "$var2.x$"]), max_size=3
+        ),
+    ),
+    max_size=4,
 )
 
 
@@ -69,29 +93,24 @@ def test_semantics_is_in_the_unit_interval_and_one_only_for_the_gold(
     assert (value > 1 - 1e-9) == same
 
 
-@given(st.lists(call, min_size=1, max_size=3), st.lists(call, min_size=1, max_size=3))
+@given(calls, calls)
 def test_semantics_equals_the_best_of_all_assignments(
     made: list[ToolCall], gold: list[ToolCall]
 ) -> None:
-    def pair(p: ToolCall, g: ToolCall) -> float:
-        union = set(p.arguments) | set(g.arguments)
-        if p.name != g.name:
-            return 0.0
-        if not union:
-            return 2.0
-        both = set(p.arguments) & set(g.arguments)
-        return (len(both) + sum(p.arguments[k] == g.arguments[k] for k in both)) / len(union)
+    assert semantic_reward(made, gold) == pytest.approx(plain.semantic(made, gold), abs=1e-6)
 
-    small, large = sorted((made, gold), key=len)
+
+@given(st.integers(1, 4), st.integers(1, 4), st.data())
+def test_an_assignment_is_the_best_one(rows: int, columns: int, data: st.DataObject) -> None:
+    scores = _matrix(rows, columns, data)
+    pairs = assign(scores)
+    assert len(pairs) == len(dict(pairs)) == len({j for _, j in pairs}) == min(rows, columns)
+    wide = scores if rows <= columns else scores.T
     best = max(
-        sum(pair(s, x) for s, x in zip(small, chosen, strict=True))
-        for chosen in itertools.permutations(large, len(small))
+        sum(wide[i, j] for i, j in enumerate(chosen))
+        for chosen in itertools.permutations(range(wide.shape[1]), wide.shape[0])
     )
-    names, wanted = [c.name for c in made], [c.name for c in gold]
-    shared = sum(min(names.count(n), wanted.count(n)) for n in "fgh")
-    overlap = shared / (len(names) + len(wanted) - shared)
-    expected = (overlap + best / len(large)) / 3
-    assert semantic_reward(made, gold) == pytest.approx(expected)
+    assert sum(scores[i, j] for i, j in pairs) == best
 
 
 def test_a_superfluous_call_costs() -> None:
@@ -152,26 +171,22 @@ def test_numbers_are_equal_by_value_but_booleans_are_not_numbers() -> None:
 # --- planner -------------------------------------------------------------------------------------
 
 
-def _best_alignment(scores: np.ndarray) -> float:
-    rows, columns = scores.shape
-    best = 0.0
-    for size in range(min(rows, columns) + 1):
-        for r in itertools.combinations(range(rows), size):
-            for c in itertools.combinations(range(columns), size):
-                best = max(best, sum(scores[i, j] for i, j in zip(r, c, strict=True)))
-    return best
+def _matrix(rows: int, columns: int, data: st.DataObject) -> np.ndarray:
+    cells = st.lists(st.integers(0, 3), min_size=rows * columns, max_size=rows * columns)
+    return np.array(data.draw(cells), dtype=float).reshape(rows, columns)
 
 
 @given(st.integers(0, 4), st.integers(0, 4), st.data())
 def test_alignment_is_order_preserving_and_optimal(
     rows: int, columns: int, data: st.DataObject
 ) -> None:
-    cells = data.draw(st.lists(st.integers(0, 3), min_size=rows * columns, max_size=rows * columns))
-    scores = np.array(cells, dtype=float).reshape(rows, columns)
+    scores = _matrix(rows, columns, data)
     aligned = align(scores)
     pairs = [(i, j) for i, j in enumerate(aligned) if j is not None]
     assert [j for _, j in pairs] == sorted({j for _, j in pairs})
-    assert sum(scores[i, j] for i, j in pairs) == _best_alignment(scores)
+    assert all(scores[i, j] > 0 for i, j in pairs)
+    best, _ = plain.best_path(rows, columns, lambda i, _, j: scores[i, j], [1] * columns)
+    assert sum(scores[i, j] for i, j in pairs) == best
 
 
 FIND = ToolCall("find", {"city": "Rome"})
@@ -239,20 +254,223 @@ def test_alignment_prefers_the_sub_task_with_the_gold_values() -> None:
     assert align_plan(_plan(second), [first, second]) == [1]
 
 
-# --- advantages ----------------------------------------------------------------------------------
+@given(plan, referring)
+def test_plans_are_aligned_and_judged_as_by_exhaustive_search(
+    plan: Plan, gold: list[ToolCall]
+) -> None:
+    assert align_plan(plan, gold) == plain.plan_alignment(plan, gold)
+    expected = plain.parameters(plan, gold)
+    assert parameter_reward(plan, gold, "strict") == pytest.approx(expected, abs=1e-6)
 
 
-@given(st.lists(st.floats(-5, 5), min_size=2, max_size=8))
-def test_advantages_equal_a_plain_loop(rewards: list[float]) -> None:
-    mean = sum(rewards) / len(rewards)
-    deviation = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
-    flat = max(rewards) - min(rewards) < 1e-9
-    expected = [0.0 if flat else (r - mean) / (deviation + 1e-6) for r in rewards]
-    assert group_advantages(rewards).tolist() == pytest.approx(expected, abs=1e-6)
-    centred = [0.0 if flat else r - mean for r in rewards]
-    assert group_advantages(rewards, "group_mean").tolist() == pytest.approx(centred, abs=1e-9)
+def test_a_value_counts_where_its_text_stands_in_the_plan_when_substring() -> None:
+    gold = [ToolCall("f", {"a": 'say "hi"', "b": 5.0, "c": [True]})]
+    words = Plan((SubTask('First say "hi" 5 times', None, {}),))
+    assert parameter_reward(words, gold, "substring") == pytest.approx(2 / 3)
+    assert parameter_reward(words, gold, "strict") == 0.0
 
 
-def test_a_group_of_equal_rewards_has_no_signal() -> None:
-    assert zero_variance([0.3, 0.3, 0.3])
-    assert group_advantages([0.1 + 0.2, 0.3]).tolist() == [0.0, 0.0]
+@pytest.mark.parametrize("match", ["strict", "substring"])
+def test_value_rules_reach_every_reward(match: str) -> None:
+    weights = RewardSettings(
+        param_match=match, values=ValueSettings(dates=True, ignore_case=True), w_success=1.0
+    )  # type: ignore[arg-type]
+    gold = [ToolCall("find", {"city": "Rome", "day": "2026-11-21"})]
+    made = ToolCall("find", {"city": "ROME", "day": "21 November 2026"})
+    reward = planner_reward(_plan(made), gold, [[[made]]], weights)
+    assert (reward.parameters, reward.execution, reward.success) == (1.0, 1.0, 1.0)
+    assert executor_reward(Execution((made,)), gold, [], weights).semantics == 1.0
+    exact = RewardSettings(param_match=match, w_success=1.0)  # type: ignore[arg-type]
+    reward = planner_reward(_plan(made), gold, [[[made]]], exact)
+    assert (reward.parameters, reward.success) == (0.0, 0.0)
+    assert reward.execution == pytest.approx(2 / 3)
+
+
+def test_a_reference_is_the_same_with_and_without_the_dot_before_an_index() -> None:
+    gold = [FIND, ToolCall("book", {"id": "$var1[0].id$"})]
+    assert parameter_reward(_plan(*gold), gold, "strict") == 1.0
+    dotted = ToolCall("book", {"id": "$var1.[0].id$"})
+    assert parameter_reward(_plan(FIND, dotted), gold, "strict") == 1.0
+
+
+def test_references_inside_a_text_are_renumbered_too() -> None:
+    gold = [FIND, ToolCall("pay", {"sum": "$var1.price$ * 2"})]
+    rest, shifted = ToolCall("rest", {}), ToolCall("pay", {"sum": "$var2.price$ * 2"})
+    assert parameter_reward(_plan(rest, FIND, shifted), gold, "strict") == 1.0
+    assert parameter_reward(_plan(rest, FIND, gold[1]), gold, "strict") == pytest.approx(0.5)
+
+
+# --- steps of several calls ----------------------------------------------------------------------
+
+steps = st.lists(st.lists(call, max_size=3), max_size=2)
+
+
+@given(st.lists(st.lists(call, max_size=2), max_size=4), steps)
+def test_execution_reward_equals_exhaustive_search(
+    made: list[list[ToolCall]], gold: list[list[ToolCall]]
+) -> None:
+    expected = plain.execution(made, [s for s in gold if s], 0.1)
+    assert execution_reward(made, gold, 0.1) == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.lists(st.lists(call, max_size=2), max_size=4), calls)
+def test_calls_alone_are_steps_of_one(made: list[list[ToolCall]], gold: list[ToolCall]) -> None:
+    assert execution_reward(made, gold, 0.1) == execution_reward(made, [[g] for g in gold], 0.1)
+
+
+@given(st.lists(st.lists(call, min_size=1, max_size=3), min_size=1, max_size=3), st.randoms())
+def test_parallel_calls_may_come_in_any_order_and_from_any_number_of_sub_tasks(
+    gold: list[list[ToolCall]], draw: random.Random
+) -> None:
+    apart, together = [], []
+    for step in gold:
+        shuffled = draw.sample(step, len(step))
+        apart += [[c] for c in shuffled]
+        together.append(shuffled)
+    assert execution_reward(apart, gold, 0.1) == pytest.approx(1.0)
+    assert execution_reward(together, gold, 0.1) == pytest.approx(1.0)
+    plan = _plan(*(c for [c] in apart))
+    numbers = [j for j in align_plan(plan, gold) if j is not None]
+    assert sorted(numbers) == list(range(len(apart)))
+    assert task_success(plan, apart, gold) == 1.0
+
+
+def test_steps_keep_their_order() -> None:
+    a, b, c = ToolCall("f", {"a": 1}), ToolCall("g", {}), ToolCall("h", {})
+    assert execution_reward([[b], [a], [c]], [[a, b], [c]], 0.1) == pytest.approx(1.0)
+    assert execution_reward([[c], [b], [a]], [[a, b], [c]], 0.1) == pytest.approx(0.5)
+    assert align_plan(_plan(c, b, a), [[a, b], [c]]) == [None, 1, 0]
+
+
+def test_a_step_without_calls_asks_for_nothing() -> None:
+    assert as_steps([[], [FIND], []]) == [(FIND,)]
+    assert execution_reward([[FIND]], [[], [FIND]], 0.1) == 1.0
+
+
+# --- success -------------------------------------------------------------------------------------
+
+SUCCESS = RewardSettings(w_success=1.0)
+
+
+@st.composite
+def executed(draw: st.DrawFn) -> tuple[Plan, list[list[list[ToolCall]]], list[ToolCall]]:
+    """A plan that mostly covers its gold, and G_l executions of it that mostly do what is due."""
+    gold = draw(st.lists(call, max_size=3))
+    steps = [SubTask("do", c.name, c.arguments) for c in gold]
+    if draw(st.booleans()):
+        steps.insert(draw(st.integers(0, len(steps))), draw(sub_task))
+    plan = Plan(tuple(steps))
+    due = [[] if j is None else [gold[j]] for j in plain.plan_alignment(plan, gold)]
+    rows = [
+        [
+            due_calls if draw(st.booleans()) else draw(st.lists(call, max_size=2))
+            for due_calls in due
+        ]
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    return plan, rows, gold
+
+
+@given(executed())
+def test_success_equals_the_plain_definition(
+    case: tuple[Plan, list[list[list[ToolCall]]], list[ToolCall]],
+) -> None:
+    plan, rows, gold = case
+    expected = [plain.success(plan, made, gold) for made in rows]
+    assert [task_success(plan, made, gold) for made in rows] == expected
+    reward = planner_reward(plan, gold, rows, SUCCESS)
+    assert reward.success == pytest.approx(sum(expected) / len(expected), abs=1e-9)
+    credited = executor_success(plan, rows, gold, recombine=False)
+    assert credited == [expected for _ in plan.sub_tasks]
+
+
+@given(executed())
+def test_recombined_success_is_the_mean_over_all_pairings(
+    case: tuple[Plan, list[list[list[ToolCall]]], list[ToolCall]],
+) -> None:
+    plan, rows, gold = case
+    every = [plain.success(plan, made, gold) for made in plain.every_pairing(rows)]
+    reward = planner_reward(plan, gold, rows, SUCCESS, recombine=True)
+    assert reward.success == pytest.approx(sum(every) / len(every), abs=1e-9)
+
+
+@given(executed())
+def test_a_sample_is_credited_with_the_mean_over_the_pairings_that_hold_it(
+    case: tuple[Plan, list[list[list[ToolCall]]], list[ToolCall]],
+) -> None:
+    plan, rows, gold = case
+    credited = executor_success(plan, rows, gold, recombine=True)
+    for k in range(len(plan.sub_tasks)):
+        for g in range(len(rows)):
+            fixed = [[*row[:k], rows[g][k], *row[k + 1 :]] for row in rows]
+            pairings = plain.every_pairing([[*row[:k], *row[k + 1 :]] for row in fixed])
+            every = [plain.success(plan, [*p[:k], rows[g][k], *p[k:]], gold) for p in pairings]
+            assert credited[k][g] == pytest.approx(sum(every) / len(every), abs=1e-9)
+
+
+def test_success_needs_every_call_and_no_other() -> None:
+    gold, done = [FIND, BOOK], [FIND, ToolCall("book", {"id": 7, "nights": 2})]
+    plan = _plan(FIND, BOOK)
+    assert task_success(plan, [[c] for c in done], gold, done) == 1.0
+    assert task_success(plan, [[FIND], [BOOK]], gold, done) == 0.0  # the reference was not resolved
+    assert task_success(plan, [[FIND], []], gold, done) == 0.0
+    assert task_success(plan, [[FIND, FIND], [done[1]]], gold, done) == 0.0
+    talk = Plan((*plan.sub_tasks, SubTask("say so", None)))
+    assert task_success(talk, [[FIND], [done[1]], []], gold, done) == 1.0
+    assert task_success(talk, [[FIND], [done[1]], [FIND]], gold, done) == 0.0
+    assert task_success(_plan(FIND), [[FIND]], gold, done) == 0.0
+    assert task_success(ParseFailure("x", 0), [], gold) == 0.0
+
+
+def test_where_no_call_is_due_success_is_to_make_none() -> None:
+    words = Plan((SubTask("say so", None),))
+    assert task_success(words, [[]], []) == 1.0
+    assert task_success(Plan(()), [], []) == 1.0
+    assert task_success(_plan(FIND), [[FIND]], []) == 0.0
+    assert planner_reward(Plan(()), [], [], SUCCESS).success == 1.0
+    assert planner_reward(Plan(()), [FIND], [], SUCCESS).success == 0.0
+    assert planner_reward(Plan(()), [FIND], [[]], SUCCESS, recombine=True).success == 0.0
+
+
+def test_success_enters_both_rewards_with_its_weight() -> None:
+    weights = RewardSettings(w_success=2.0, w_task=0.25)
+    half = planner_reward(_plan(FIND), [FIND], [[[FIND]], [[]]], weights)
+    assert (half.execution, half.success) == (0.5, 0.5)
+    assert half.total == pytest.approx(weights.w_param + 0.5 * weights.w_exe + 0.5 * 2.0)
+    made = Execution((FIND,))
+    plain_reward = executor_reward(made, [FIND], [], weights).total
+    assert executor_reward(made, [FIND], [], weights, 0.5).total == plain_reward + 0.125
+    assert executor_reward(ParseFailure("x", 0), [FIND], [], weights, 1.0).total == 0.0
+
+
+def test_the_total_is_made_of_the_parts_in_one_place() -> None:
+    weights = RewardSettings(w_success=2.0)
+    reward = planner_reward(_plan(FIND), [FIND], [[[FIND]], [[]]], weights)
+    parts = (reward.form, reward.parameters, reward.execution, reward.success)
+    assert planner_total(*parts, weights) == reward.total
+    assert planner_total(0.0, 1.0, 1.0, 1.0, weights) == 0.0
+
+
+# --- schemas -------------------------------------------------------------------------------------
+
+
+@given(st.builds(ToolCall, st.sampled_from(["add", "sub"]), st.dictionaries(
+    st.sampled_from("abc"), st.sampled_from([1, "1", True, None, "$var1.x$"]), max_size=3
+)))  # fmt: skip
+def test_a_fault_is_told_exactly_where_a_call_does_not_fit(call: ToolCall) -> None:
+    fault = schema_fault(call, [ADD])
+    assert (fault is None) == fits_schema(call, [ADD])
+    assert fault is None or 0 < len(fault) <= 200
+
+
+@pytest.mark.parametrize(
+    ("call", "fault"),
+    [
+        (ToolCall("sub", {}), "tool 'sub' does not exist"),
+        (ToolCall("add", {"a": 1, "c": 3}), "unknown argument 'c'"),
+        (ToolCall("add", {"b": 1}), "required argument 'a' is missing"),
+        (ToolCall("add", {"a": "1"}), "argument 'a': '1' is not of type 'integer'"),
+    ],
+)
+def test_faults_name_the_argument(call: ToolCall, fault: str) -> None:
+    assert schema_fault(call, [ADD]) == fault
