@@ -29,10 +29,15 @@ from cahl_core.evaluation.runner import (
 )
 from cahl_core.files import atomic_dir, atomic_file, digest, sha256, write_json, write_jsonl
 from cahl_core.records import ToolTask
-from cahl_core.serving.agent import AgentResult
+from cahl_core.serving.results import AgentResult
 from cahl_core.stage import StageRun
 
 ADAPTERS = {"base": None, "sft": Path("models/sft"), "cahl": Path("models/cahl")}
+DECODING = {
+    "hierarchical": "greedy; one plan, then one text per sub-task",
+    "low_only": "greedy; one text with all calls, no plan",
+    "single_level": "greedy; plan and calls in one text",
+}
 HEADLINE = ("bfcl_accuracy", "irrelevance_strict", "plan_validity", "call_validity", "mean_reward")
 
 
@@ -111,8 +116,12 @@ def summarise(
         Scored(i.category, v, r.outcome)
         for i, v, r in zip(items, verdicts, results, strict=True)
     ]  # fmt: skip
-    plans = [plan_is_valid(r.plan, i.tools) for i, r in zip(items, results, strict=True)]
-    plans += [record["plan_valid"] for record in records]
+    plans = [
+        plan_is_valid(r.plan, i.tools)
+        for i, r in zip(items, results, strict=True)
+        if r.form != "low_only"
+    ]
+    plans += [r["plan_valid"] for r in records if r["plan_valid"] is not None]
     counts = [call_counts(r, i.tools) for i, r in zip(items, results, strict=True)]
     valid = sum(v for v, _ in counts) + sum(r["calls_valid"] for r in records)
     attempted = sum(a for _, a in counts) + sum(r["calls_attempted"] for r in records)
@@ -158,8 +167,9 @@ def _results(
         "sample_ids": {c: found for c, found in ids.items() if found},
         "dev_ids": [t.id for t in tasks],
         "protocol": {
-            "decoding": "greedy; one plan, then one text per sub-task",
-            "prompt": "cahl planner and executor prompts, not BFCL's own system prompt",
+            "form": model.form,
+            "decoding": DECODING[model.form],
+            "prompt": "cahl's own prompts, not BFCL's system prompt",
             "tool_rendering": model.tool_rendering,
             "max_context": model.max_context,
             "plan_tokens": settings.evaluate.plan_tokens,

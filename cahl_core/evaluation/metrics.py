@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from cahl_core.protocol.parsing import Execution, ParseFailure
 from cahl_core.records import Plan, ToolCall, ToolSpec
 from cahl_core.rewards import canonical, fits_schema
-from cahl_core.serving.agent import AgentResult
+from cahl_core.serving.results import AgentResult
 
 Z95 = 1.959963984540054
 

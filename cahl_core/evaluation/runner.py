@@ -26,8 +26,10 @@ from cahl_core.records import ToolTask
 from cahl_core.serving.agent import Agent, AgentResult, Request
 
 LIBRARIES = ("torch", "transformers", "peft")
-CODE = ("protocol", "policy", "serving/agent.py", "records.py", "rewards.py", "training/rollout.py",
-        "datasets/references.py", "evaluation/dev.py", "evaluation/metrics.py")  # fmt: skip
+CODE = ("protocol", "policy", "environments", "serving/agent.py", "serving/results.py", "records.py",
+        "roles.py", "rewards.py", "success.py", "matching.py", "canonical.py", "call_schema.py",
+        "training/rollout.py", "training/credit.py", "training/tree.py", "datasets/references.py",
+        "datasets/targets.py", "evaluation/dev.py", "evaluation/metrics.py")  # fmt: skip
 
 
 def bfcl_requests(items: Sequence[BfclItem]) -> list[Request]:
@@ -67,6 +69,7 @@ def run_key(settings: Settings, backbone: Path, adapters: Path | None) -> str:
             "rollout": [
                 train.rewards.model_dump(mode="json"),
                 train.max_sub_tasks,
+                train.environment,
                 train.planner.max_tokens,
                 train.executor.max_tokens,
             ],
@@ -92,20 +95,18 @@ class Loaded:
 
 
 def load_model(settings: Settings, backbone: Path, adapters: Path | None) -> Loaded:
-    """Policy and engine of one model, greedy; ``adapters=None`` is the bare backbone."""
-    from cahl_core.policy.backbone import Policy
-    from cahl_core.policy.engine import Engine
+    """One model with the weights of its roles, greedy; ``adapters=None`` is the bare backbone."""
+    from cahl_core.policy.team import load_team
 
-    policy = Policy.load(backbone, adapters, settings.model)
-    engine = Engine(policy)
+    team = load_team(backbone, adapters, settings.model)
     agent = Agent(
-        engine.generate,
-        policy.tokenizer,
+        team.generate,
+        team.policy.tokenizer,
         settings.model,
         plan_tokens=settings.evaluate.plan_tokens,
         call_tokens=settings.evaluate.call_tokens,
     )
-    return Loaded(agent, lambda tasks: run_dev(engine, settings, tasks))
+    return Loaded(agent, lambda tasks: run_dev(team, settings, tasks))
 
 
 class ModelRun:

@@ -1,37 +1,37 @@
-"""Hierarchical inference: plan once, then one executor text per sub-task.
+"""Inference in every form: plan once, then one executor text per sub-task; or one text for all.
 
 All requests move together: one batch of plans, then for k = 1, 2, … one batch with the k-th
-sub-task of every request that has one. Nothing a model writes raises; it becomes an outcome.
+sub-task of every request that has one. In the flat forms one batch is all there is. Nothing a model
+writes raises; it becomes an outcome.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from cahl_core.config import ModelSettings
 from cahl_core.errors import PromptTooLongError
+from cahl_core.protocol.forms import flat_prompt, openings, stops
 from cahl_core.protocol.parsing import (
-    CALL_OPEN,
-    PLAN_OPEN,
-    RESPONSE_OPEN,
-    THINK_OPEN,
     Execution,
     ParseFailure,
     parse_execution,
     parse_plan,
+    split_single,
 )
-from cahl_core.protocol.prompts import EXECUTION_STOP, PLAN_STOP, executor_prompt, planner_prompt
-from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolSpec
+from cahl_core.protocol.prompts import executor_prompt, planner_prompt
+from cahl_core.records import Plan
+from cahl_core.roles import Role
+from cahl_core.serving.results import (
+    AgentResult,
+    Environment,
+    Outcome,
+    Request,
+    StepResult,
+)
 
-# A text that begins otherwise is outside the grammar already.
-OPENINGS = {"planner": (PLAN_OPEN,), "executor": (THINK_OPEN, CALL_OPEN, RESPONSE_OPEN)}
-
-Outcome = Literal["calls", "abstained", "plan_failure", "execution_failure", "prompt_too_long"]
-
-# (plan, number of the sub-task from 0, its calls) → what they returned; None where nobody can tell.
-Environment = Callable[[Plan, int, Sequence[ToolCall]], Any]
+__all__ = ["Agent", "AgentResult", "Environment", "Generate", "Outcome", "Request", "StepResult"]
 
 
 class Generated(Protocol):
@@ -50,7 +50,7 @@ class Generate(Protocol):
     def __call__(
         self,
         prompts: Sequence[Sequence[int]],
-        role: Literal["planner", "executor"],
+        role: Role,
         *,
         max_tokens: int,
         temperature: float = 0.0,
@@ -61,98 +61,15 @@ class Generate(Protocol):
     ) -> Sequence[Sequence[Generated]]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What an agent is asked, with what, and who answers its calls (``None``: nobody)."""
-
-    messages: tuple[Message, ...]
-    tools: tuple[ToolSpec, ...]
-    results: Environment | None = None
-    seed: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """One sub-task as the executor carried it out."""
-
-    sub_task: SubTask
-    text: str
-    execution: Execution | ParseFailure
-    result: Any = None
-
-
-@dataclass(slots=True)
-class AgentResult:
-    """Everything one request led to.
-
-    ``calls`` holds the calls of the texts that parsed, also where another one did not.
-    """
-
-    plan_text: str | None = None
-    plan: Plan | ParseFailure | None = None
-    steps: list[StepResult] = field(default_factory=list)
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    too_long: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """What was written, and what `from_json` needs to parse it again."""
-        return {
-            "plan_text": self.plan_text,
-            "steps": [{"text": s.text, "result": s.result} for s in self.steps],
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "too_long": self.too_long,
-        }
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> AgentResult:
-        """Rebuilds a result from its texts."""
-        text = record["plan_text"]
-        result = cls(text, None if text is None else parse_plan(text))
-        for sub_task, step in zip(_sub_tasks(result), record["steps"], strict=False):
-            execution = parse_execution(step["text"])
-            result.steps.append(StepResult(sub_task, step["text"], execution, step["result"]))
-        result.prompt_tokens = record["prompt_tokens"]
-        result.completion_tokens = record["completion_tokens"]
-        result.too_long = record["too_long"]
-        return result
-
-    @property
-    def calls(self) -> tuple[ToolCall, ...]:
-        return tuple(
-            call
-            for step in self.steps
-            if isinstance(step.execution, Execution)
-            for call in step.execution.calls
-        )
-
-    @property
-    def response(self) -> str | None:
-        """The last answer in words, if any step gave one."""
-        said = [s.execution.response for s in self.steps if isinstance(s.execution, Execution)]
-        return next((text for text in reversed(said) if text), None)
-
-    @property
-    def outcome(self) -> Outcome:
-        """``abstained`` needs a valid plan and valid texts without a call."""
-        if self.too_long is not None:
-            return "prompt_too_long"
-        if not isinstance(self.plan, Plan):
-            return "plan_failure"
-        if any(isinstance(s.execution, ParseFailure) for s in self.steps):
-            return "execution_failure"
-        return "calls" if self.calls else "abstained"
-
-
 class Agent:
-    """Planner and executor behind one `run`.
+    """The form's roles behind one `run`.
 
     Args:
         generate: an engine's ``generate``.
         tokenizer: the backbone's tokenizer.
-        settings: tool rendering and ``max_context``.
-        plan_tokens, call_tokens: bounds of one plan and of one executor text.
+        settings: form, tool rendering and ``max_context``.
+        plan_tokens, call_tokens: bounds of one plan and of one executor text; the one text of a flat
+            form may have as many as both together.
         temperature: 0 is greedy.
     """
 
@@ -183,7 +100,11 @@ class Agent:
         A prompt that leaves no room for its completion ends its request as ``prompt_too_long``; it
         is never cut. ``on_finished(n)`` is told when ``n`` more requests are done.
         """
-        results = [AgentResult() for _ in requests]
+        results = [AgentResult(form=self.settings.form) for _ in requests]
+        if self.settings.form != "hierarchical":
+            self._flat(requests, results)
+            _report(on_finished, len(requests))
+            return results
         self._plan(requests, results)
         live = [i for i, r in enumerate(results) if _has_step(r, 0)]
         _report(on_finished, len(requests) - len(live))
@@ -209,6 +130,21 @@ class Agent:
             )
         return result
 
+    def _flat(self, requests: Sequence[Request], results: Sequence[AgentResult]) -> None:
+        form, rendering = self.settings.form, self.settings.tool_rendering
+        prompts = {
+            i: flat_prompt(form, self.tokenizer, r.messages, r.tools, rendering)
+            for i, r in enumerate(requests)
+        }
+        room = self.plan_tokens + self.call_tokens
+        completions = self._complete(prompts, results, requests, "executor", room, "whole")
+        for i, completion in completions.items():
+            text = completion.text
+            if form == "single_level":
+                results[i].plan_text, text = split_single(text)
+                results[i].plan = parse_plan(results[i].plan_text or "")
+            self._add_step(requests[i], results[i], 0, text)
+
     def _plan(self, requests: Sequence[Request], results: Sequence[AgentResult]) -> None:
         rendering = self.settings.tool_rendering
         prompts = {
@@ -231,7 +167,7 @@ class Agent:
         prompts = {
             i: executor_prompt(
                 self.tokenizer,
-                _sub_tasks(results[i])[number],
+                results[i].sub_tasks[number],
                 requests[i].tools,
                 [(step.sub_task, step.result) for step in results[i].steps],
                 self.settings.tool_rendering,
@@ -242,17 +178,22 @@ class Agent:
             prompts, results, requests, "executor", self.call_tokens, str(number)
         )
         for i, completion in completions.items():
-            execution = parse_execution(completion.text)
-            result = _outcome_of(requests[i].results, results[i].plan, number, execution)
-            sub_task = _sub_tasks(results[i])[number]
-            results[i].steps.append(StepResult(sub_task, completion.text, execution, result))
+            self._add_step(requests[i], results[i], number, completion.text)
+
+    def _add_step(self, request: Request, result: AgentResult, number: int, text: str) -> None:
+        """The executor's text for sub-task ``number``, if the result has that many."""
+        if number >= len(result.sub_tasks):
+            return
+        execution = parse_execution(text)
+        returned = _returned(request.results, result.plan, number, execution)
+        result.steps.append(StepResult(result.sub_tasks[number], text, execution, returned))
 
     def _complete(
         self,
-        prompts: dict[int, list[int]],
+        prompts: Mapping[int, list[int]],
         results: Sequence[AgentResult],
         requests: Sequence[Request],
-        role: Literal["planner", "executor"],
+        role: Role,
         max_tokens: int,
         label: str,
     ) -> dict[int, Generated]:
@@ -275,8 +216,8 @@ class Agent:
             max_tokens=max_tokens,
             temperature=self.temperature,
             seeds=[f"{requests[i].seed}/{label}" for i in fitting],
-            stop=PLAN_STOP if role == "planner" else EXECUTION_STOP,
-            openings=OPENINGS[role],
+            stop=stops(self.settings.form, role),
+            openings=openings(self.settings.form, role),
         )
         completions = {i: samples[0] for i, samples in zip(fitting, generated, strict=True)}
         for i, completion in completions.items():
@@ -285,23 +226,19 @@ class Agent:
         return completions
 
 
-def _sub_tasks(result: AgentResult) -> tuple[SubTask, ...]:
-    return result.plan.sub_tasks if isinstance(result.plan, Plan) else ()
-
-
 def _has_step(result: AgentResult, number: int) -> bool:
-    return result.too_long is None and number < len(_sub_tasks(result))
+    return result.too_long is None and number < len(result.sub_tasks)
 
 
-def _outcome_of(
+def _returned(
     environment: Environment | None,
     plan: Plan | ParseFailure | None,
     number: int,
     execution: Execution | ParseFailure,
 ) -> Any:
-    if environment is None or not isinstance(plan, Plan) or not isinstance(execution, Execution):
+    if environment is None or not isinstance(execution, Execution):
         return None
-    return environment(plan, number, execution.calls)
+    return environment(plan if isinstance(plan, Plan) else Plan(()), number, execution.calls)
 
 
 def _report(on_finished: Callable[[int], None] | None, count: int) -> None:

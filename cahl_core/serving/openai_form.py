@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cahl_core.errors import DataError
 from cahl_core.files import digest
-from cahl_core.protocol.parsing import ParseFailure
+from cahl_core.protocol.parsing import Execution, ParseFailure
 from cahl_core.protocol.prompts import calls_line
 from cahl_core.records import Message, Plan, ToolCall, ToolSpec
-from cahl_core.serving.agent import AgentResult, Request
+from cahl_core.serving.results import AgentResult, Request
 
-WAITS = re.compile(r"\$var(\d+)")
+WAITS = re.compile(r"\$var(\d{1,6})(?!\d)")
 
 
 def parse_request(record: Any, where: str = "request") -> Request:
@@ -127,7 +127,10 @@ def answer(result: AgentResult, conversation: str) -> dict[str, Any]:
         conversation: makes the ids of the calls distinct between conversations.
     """
     prefix = f"call_{digest(conversation)[:8]}"
-    calls = [_call(call, f"{prefix}_{n}", prefix) for n, call in enumerate(result.calls, 1)]
+    calls = [
+        _call(call, f"{prefix}_{n}", sources)
+        for n, (call, sources) in enumerate(_with_sources(result, prefix), 1)
+    ]
     return {
         "plan": result.plan.to_json() if isinstance(result.plan, Plan) else None,
         "tool_calls": calls,
@@ -143,23 +146,46 @@ def answer(result: AgentResult, conversation: str) -> dict[str, Any]:
     }
 
 
-def _call(call: ToolCall, identity: str, prefix: str) -> dict[str, Any]:
+def _with_sources(
+    result: AgentResult, prefix: str
+) -> Iterator[tuple[ToolCall, Mapping[int, list[str]]]]:
+    """Every call with the ids of the earlier calls that ``$varN`` stands for, by N.
+
+    N counts sub-tasks, of which one may have made no call or several; in the flat forms, calls.
+    """
+    made = 0
+    sources: dict[int, list[str]] = {}
+    for number, step in enumerate(result.steps, 1):
+        calls = step.execution.calls if isinstance(step.execution, Execution) else ()
+        known = dict(sources)
+        for place, call in enumerate(calls, 1):
+            yield call, (known if result.form == "hierarchical" else sources)
+            made += 1
+            target = number if result.form == "hierarchical" else place
+            sources.setdefault(target, []).append(f"{prefix}_{made}")
+
+
+def _call(call: ToolCall, identity: str, sources: Mapping[int, list[str]]) -> dict[str, Any]:
     arguments = json.dumps(call.arguments, ensure_ascii=False)
     form: dict[str, Any] = {
         "id": identity,
         "type": "function",
         "function": {"name": call.name, "arguments": arguments},
     }
-    if numbers := sorted({int(n) for n in WAITS.findall(arguments)}):
-        form["waits_for"] = [f"{prefix}_{n}" for n in numbers]
+    named = sorted({int(n) for n in WAITS.findall(arguments)} & set(sources))
+    if named:
+        form["waits_for"] = [call_id for n in named for call_id in sources[n]]
     return form
 
 
 def _problem(result: AgentResult) -> str | None:
     if isinstance(result.plan, ParseFailure):
         return f"plan: {result.plan.reason} (at character {result.plan.position})"
+    flat = result.form != "hierarchical"
+    before = len(result.plan_text or "") if flat else 0  # of the same text
     for number, step in enumerate(result.steps, 1):
         if isinstance(step.execution, ParseFailure):
             failure = step.execution
-            return f"sub-task {number}: {failure.reason} (at character {failure.position})"
+            place = "calls" if flat else f"sub-task {number}"
+            return f"{place}: {failure.reason} (at character {before + failure.position})"
     return None

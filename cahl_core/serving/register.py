@@ -1,8 +1,9 @@
 """Stage ``register``: the trained agent as an MLflow model with its evaluation; the alias moves.
 
-The model is code (`pyfunc_model.py`) plus either the adapters and a pointer to the backbone, or, with
-``register.merged``, whole weights per role. ``reports/registration.json`` says what was registered;
-version and run ids are in the stage's metadata, since they differ between equal runs.
+The model is code (`pyfunc_model.py`) plus either the adapters of its form's roles and a pointer to the
+backbone, or whole weights per role (``register.merged``, and always where ``model.weights`` is
+``two_models``). ``reports/registration.json`` says what was registered; version and run ids are in the
+stage's metadata, since they differ between equal runs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cahl_core.errors import StageInputError
 from cahl_core.files import read_json, tree_digest, write_json
+from cahl_core.roles import roles_of
 from cahl_core.serving.backbone_pointer import backbone_below, weights_digest
 from cahl_core.serving.openai_form import parse_request
 from cahl_core.serving.served import CARD, ServedAgent, card
@@ -27,7 +29,6 @@ from cahl_core.tracking import Tracker, registry_errors, tracking_uri
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-ROLES = ("planner", "executor")
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS = ("cahl", "mlflow", "torch", "transformers", "peft", "safetensors")
 EXAMPLE = {
@@ -74,8 +75,11 @@ def run(stage: StageRun) -> None:
     report = {
         "name": settings.register_.name,
         "alias": settings.register_.alias,
-        "merged": settings.register_.merged,
-        "adapters": {role: tree_digest(root / "models/cahl" / role) for role in ROLES},
+        "merged": written["merged"],
+        "form": settings.model.form,
+        "adapters": {
+            role: tree_digest(root / "models/cahl" / role) for role in roles_of(settings.model.form)
+        },
         "backbone": written["backbone"],
         "evaluation": metrics,
     }
@@ -88,20 +92,20 @@ def run(stage: StageRun) -> None:
 def collect(stage: StageRun, folder: Path) -> dict[str, Any]:
     """Writes what the model consists of into ``folder``; returns its card."""
     root, settings = stage.root, stage.settings
-    adapters, backbone = root / "models/cahl", root / "data/backbone"
-    for role in ROLES:
-        if not (adapters / role / "adapter_config.json").exists():
-            raise StageInputError(f"{adapters / role} holds no adapter", "run: cahl train")
-    if settings.register_.merged:
-        for role in ROLES:
-            merge(backbone, adapters / role, settings.model, folder / role)
-    else:
-        for role in ROLES:
-            shutil.copytree(adapters / role, folder / role)
+    trained, backbone = root / "models/cahl", root / "data/backbone"
+    roles = roles_of(settings.model.form)
+    whole = all((trained / role / "config.json").exists() for role in roles)
+    for role in roles:
+        if not whole and not (trained / role / "adapter_config.json").exists():
+            raise StageInputError(f"{trained / role} holds no adapter", "run: cahl train")
+        if settings.register_.merged and not whole:
+            merge(backbone, trained / role, settings.model, folder / role)
+        else:
+            shutil.copytree(trained / role, folder / role)
     written = card(
         settings.model,
         weights_digest(backbone),
-        merged=settings.register_.merged,
+        merged=settings.register_.merged or whole,
         plan_tokens=settings.evaluate.plan_tokens,
         call_tokens=settings.evaluate.call_tokens,
     )
@@ -175,7 +179,11 @@ def _log(
         signature=signature(),
         input_example=(EXAMPLE, EXAMPLE_PARAMS),
         pip_requirements=requirements(),
-        metadata={"backbone": written["backbone"], "merged": settings.merged},
+        metadata={
+            "backbone": written["backbone"],
+            "merged": written["merged"],
+            "form": written["model"]["form"],
+        },
     )
     client = mlflow.MlflowClient()
     mlflow.log_metrics(metrics, model_id=info.model_id)

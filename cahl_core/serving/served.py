@@ -1,7 +1,7 @@
 """An agent read back from the files that registration stored: ``agent/agent.json`` and weights.
 
-With adapters, ``agent.json`` points to the backbone; merged, ``agent/planner`` and ``agent/executor``
-are whole models.
+``agent.json`` holds the model's settings, its form among them: a loaded agent answers in the form it
+was trained in. With adapters it points to the backbone; merged, each role's directory is a whole model.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from cahl_core.config import ModelSettings
 from cahl_core.errors import DataError, ModelError, PromptTooLongError
 from cahl_core.files import digest, read_json
-from cahl_core.serving.agent import Agent, Request
+from cahl_core.roles import roles_of
+from cahl_core.serving.agent import Agent
 from cahl_core.serving.backbone_pointer import find_backbone
 from cahl_core.serving.openai_form import answer, parse_request
+from cahl_core.serving.results import Request
 
 if TYPE_CHECKING:
-    from cahl_core.policy.engine import Engine
+    from cahl_core.policy.team import Team
 
 CARD = "agent.json"
 PARAMS = ("temperature", "max_tokens")
@@ -40,18 +42,17 @@ class ServedAgent:
         """
         card = read_json(folder / CARD)
         settings = ModelSettings.model_validate(card["model"])
-        engines = _merged(folder, settings) if card["merged"] else _adapted(folder, card, settings)
-
-        def generate(prompts: Any, role: str, **options: Any) -> Any:
-            return engines[role].generate(prompts, role, **options)
+        team = _team(folder, card, settings)
+        flat = settings.form != "hierarchical"
 
         def build(temperature: float, max_tokens: int | None) -> Agent:
             return Agent(
-                generate,
-                engines["planner"].policy.tokenizer,
+                team.generate,
+                team.policy.tokenizer,
                 settings,
                 plan_tokens=max_tokens or card["plan_tokens"],
-                call_tokens=max_tokens or card["call_tokens"],
+                # the one text of a flat form is bounded by the sum of both
+                call_tokens=0 if flat and max_tokens else max_tokens or card["call_tokens"],
                 temperature=temperature,
             )
 
@@ -119,24 +120,19 @@ def _checked(params: Mapping[str, Any]) -> tuple[float, int | None]:
     return float(temperature), int(tokens) or None
 
 
-def _adapted(folder: Path, card: Mapping[str, Any], settings: ModelSettings) -> dict[str, Engine]:
-    from cahl_core.policy.backbone import Policy
-    from cahl_core.policy.engine import Engine
+def _team(folder: Path, card: Mapping[str, Any], settings: ModelSettings) -> Team:
+    """The roles of the model's form, with their adapters or whole."""
+    from cahl_core.policy.team import load_team
 
-    pointer = card["backbone"]
-    backbone = find_backbone(pointer["name"], pointer["sha256"], near=folder)
-    engine = Engine(Policy.load(backbone, folder, settings))
-    return {"planner": engine, "executor": engine}
-
-
-def _merged(folder: Path, settings: ModelSettings) -> dict[str, Engine]:
-    from cahl_core.policy.backbone import ROLES, Policy
-    from cahl_core.policy.engine import Engine
-
-    missing = [role for role in ROLES if not (folder / role / "config.json").exists()]
+    roles = roles_of(settings.form)
+    if not card["merged"]:
+        pointer = card["backbone"]
+        backbone = find_backbone(pointer["name"], pointer["sha256"], near=folder)
+        return load_team(backbone, folder, settings)
+    missing = [role for role in roles if not (folder / role / "config.json").exists()]
     if missing:
-        raise ModelError(f"no merged weights of {', '.join(missing)} in {folder}", "register again")
-    return {role: Engine(Policy.load(folder / role, None, settings)) for role in ROLES}
+        raise ModelError(f"no whole weights of {', '.join(missing)} in {folder}", "register again")
+    return load_team(folder, folder, settings)
 
 
 def card(

@@ -14,6 +14,7 @@ from cahl_core.config import ModelSettings
 from cahl_core.errors import PromptTooLongError
 from cahl_core.records import Message, Plan, ToolCall, ToolSpec
 from cahl_core.serving.agent import Agent, AgentResult, Environment, Request
+from cahl_core.train_config import FORMS, Form
 
 TOOL = ToolSpec("f", "", {"type": "object", "properties": {"a": {}}})
 CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
@@ -57,8 +58,8 @@ class Script:
         return [[Text(self.plan if isinstance(self.plan, str) else self.plan(p))] for p in read]
 
 
-def _agent(script: Script, max_context: int = 100_000) -> Agent:
-    settings = ModelSettings(max_context=max_context)
+def _agent(script: Script, max_context: int = 100_000, form: Form = "hierarchical") -> Agent:
+    settings = ModelSettings(max_context=max_context, form=form)
     return Agent(script, CharacterTokenizer(), settings, plan_tokens=64, call_tokens=32)
 
 
@@ -166,3 +167,83 @@ def test_whatever_is_written_no_text_raises_and_the_record_restores_it(
         again = AgentResult.from_json(result.to_json())
         assert again == result
         assert again.outcome == result.outcome
+
+
+# --- flat forms ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "outcome", "calls"),
+    [
+        ("low_only", CALL, "calls", 1),
+        ("low_only", CALL + "\n" + CALL, "calls", 2),
+        ("low_only", "<think>hm</think>" + CALL, "calls", 1),
+        ("low_only", "<response>No.</response>", "abstained", 0),
+        ("low_only", "Sure!", "execution_failure", 0),
+        ("low_only", _plan(STEP) + CALL, "execution_failure", 0),
+        ("low_only", CALL + CALL[:-3], "execution_failure", 0),
+        ("single_level", _plan(STEP, STEP) + "\n" + CALL + CALL, "calls", 2),
+        ("single_level", _plan() + "<response>No.</response>", "abstained", 0),
+        ("single_level", _plan(STEP), "execution_failure", 0),
+        ("single_level", _plan(STEP) + "f(1)", "execution_failure", 0),
+        ("single_level", CALL, "plan_failure", 0),
+        ("single_level", "<plan>{}</plan>" + CALL, "plan_failure", 0),
+        ("single_level", "", "plan_failure", 0),
+    ],
+)
+def test_outcomes_of_flat_forms(form: Form, text: str, outcome: str, calls: int) -> None:
+    script = Script("never asked", [text])
+    (result,) = _agent(script, form=form).run([_request("a wish")])
+    assert (result.outcome, len(result.calls)) == (outcome, calls)
+    ((role, (prompt,)),) = script.asked
+    assert role == "executor"
+    assert "a wish" in prompt
+    assert (result.plan is None) == (form == "low_only")
+    again = AgentResult.from_json(result.to_json())
+    assert (again, again.outcome) == (result, outcome)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_flat_form_is_one_batch_and_ends_at_a_response_only(form: Form) -> None:
+    finished: list[int] = []
+    script = Script("never asked")
+    _agent(script, form=form).run([_request(str(n)) for n in range(3)], finished.append)
+    (options,) = script.options
+    assert options["stop"] == ("</response>",)
+    assert options["max_tokens"] == 64 + 32
+    assert ("<plan>" in options["openings"]) == (form == "single_level")
+    assert sum(finished) == 3
+
+
+def test_a_flat_form_keeps_the_plan_and_the_answer_apart() -> None:
+    text = _plan(WORDS) + "<response> 42 </response>"
+    result = _agent(Script("", [text]), form="single_level").run_one(_request())
+    assert (result.plan_text, result.steps[0].text) == (_plan(WORDS), "<response> 42 </response>")
+    assert result.response == "42"
+    assert isinstance(result.plan, Plan)
+
+
+def test_the_environment_is_told_the_calls_of_a_flat_form_once() -> None:
+    seen: list[tuple[Plan, int, int]] = []
+
+    def environment(plan: Plan, number: int, calls: Sequence[ToolCall]) -> Any:
+        seen.append((plan, number, len(calls)))
+        return "done"
+
+    agent = _agent(Script("", [CALL + CALL]), form="low_only")
+    (result,) = agent.run([_request(results=environment)])
+    assert seen == [(Plan(()), 0, 2)]
+    assert result.steps[0].result == "done"
+
+
+def test_a_flat_prompt_that_does_not_fit_is_an_outcome() -> None:
+    agent = _agent(Script(""), max_context=900, form="low_only")
+    long, short = agent.run([_request("x" * 900), _request("short")])
+    assert (long.outcome, long.steps, short.outcome) == ("prompt_too_long", [], "calls")
+
+
+@given(st.text(max_size=40), st.sampled_from(FORMS))
+def test_no_text_of_a_flat_form_raises_and_the_record_restores_it(noise: str, form: Form) -> None:
+    for text in (noise, _plan(STEP) + noise, CALL + noise, f"<response>{noise}</response>"):
+        (result,) = _agent(Script("", [text]), form=form).run([_request()])
+        assert AgentResult.from_json(result.to_json()) == result

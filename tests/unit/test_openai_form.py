@@ -12,8 +12,8 @@ import pytest
 from cahl_core.errors import DataError
 from cahl_core.protocol.parsing import parse_execution, parse_plan
 from cahl_core.records import SubTask, ToolCall
-from cahl_core.serving.agent import AgentResult, StepResult
 from cahl_core.serving.openai_form import answer, parse_request
+from cahl_core.serving.results import WHOLE_REQUEST, AgentResult, StepResult
 from cahl_core.serving.served import requests_of
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -124,3 +124,40 @@ def test_a_malformed_text_is_said_and_not_hidden() -> None:
     assert given["problem"] == "plan: no <plan> (at character 0)"
     given = answer(_result("<plan>[]</plan>", "f(1)"), "c")
     assert given["problem"].startswith("sub-task 1: ")
+
+
+def test_a_reference_waits_for_the_calls_of_the_sub_task_it_names() -> None:
+    step = '{"task": "t", "tool": "f", "arguments": {}}'
+    texts = (
+        "<response>Nothing.</response>",
+        _call_text({"a": 1}) + _call_text({"a": 2}),
+        _call_text({"a": "$var2.x$", "b": "$var1.y$", "c": "$var9$"}),
+    )
+    given = answer(_result(f"<plan>[{step}, {step}, {step}]</plan>", *texts), "c")
+    first, second, third = given["tool_calls"]
+    assert third["waits_for"] == [first["id"], second["id"]]  # sub-task 1 made no call
+    assert "waits_for" not in second
+
+
+def test_in_a_flat_form_a_reference_waits_for_the_call_it_numbers() -> None:
+    text = _call_text({"a": 1}) + _call_text({"a": "$var1.x$"}) + _call_text({"a": "$var2.x$"})
+    result = AgentResult(form="low_only")
+    result.steps = [StepResult(WHOLE_REQUEST, text, parse_execution(text))]
+    given = answer(result, "c")
+    first, second, third = given["tool_calls"]
+    assert (second["waits_for"], third["waits_for"]) == ([first["id"]], [second["id"]])
+    assert (given["plan"], given["outcome"], given["problem"]) == (None, "calls", None)
+
+
+def test_a_flat_forms_problem_is_placed_in_its_whole_text() -> None:
+    plan, rest = "<plan>[]</plan>", " f(1)"
+    result = AgentResult(plan, parse_plan(plan), form="single_level")
+    result.steps = [StepResult(WHOLE_REQUEST, rest, parse_execution(rest))]
+    place = (plan + rest).index("f(1)")
+    assert answer(result, "c")["problem"].endswith(f"(at character {place})")
+    assert answer(result, "c")["problem"].startswith("calls: ")
+
+
+def test_a_huge_reference_number_is_no_reference() -> None:
+    result = _result("<plan>[]</plan>", _call_text({"a": f"$var{'9' * 5000}$"}))
+    assert "waits_for" not in answer(result, "c")["tool_calls"][0]
