@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from cahl_core import data_cli
+from cahl_core import data_cli, train_cli
 
 if TYPE_CHECKING:
     from cahl_core.config import Settings
@@ -69,6 +69,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_cli.app)
+app.add_typer(train_cli.app)
 
 
 @app.command()
