@@ -54,7 +54,7 @@ def update(
     total = settings.train.steps if total_steps is None else total_steps
     reports = {role: Update() for role in batches}
     for trainee, roles in _by_trainee(list(batches), trainees):
-        owner = next(role for role, own in trainees.items() if own is trainee)
+        owner = "planner" if trainees.get("planner") is trainee else roles[0]
         scale = lr_scale(getattr(settings.train, owner), step, total)
         batch = [
             _Batch(role, batches[role], trainee, settings, workers, reports[role]) for role in roles
