@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from cahl_core.canonical import leaves
-from cahl_core.datasets.references import whole_reference
+from cahl_core.datasets.references import REFERENCE
 from cahl_core.records import ToolCall, ToolSpec
 
 LONGEST = 200  # of a fault's sentence, in characters
@@ -50,7 +50,7 @@ def _concrete(call: ToolCall) -> dict[str, Any]:
     return {
         name: value
         for name, value in call.arguments.items()
-        if all(whole_reference(leaf) is None for leaf in leaves(value))
+        if not any(isinstance(v, str) and REFERENCE.fullmatch(v) for v in leaves(value))
     }
 
 

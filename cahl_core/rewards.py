@@ -7,7 +7,6 @@ a step of its own. ``cahl_core/explain.py`` says of one reward where it comes fr
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -246,8 +245,8 @@ def parameter_reward(plan: Plan, gold: Gold, match: str, rules: ValueSettings = 
         return float(not plan.calls_tools)
     if match == "substring":
         text = canonical(plan.to_json(), rules)
-        wanted = [canonical(v, rules) for call in calls for v in _argument_leaves(call.arguments)]
-        total, found = len(wanted), sum(_bare(value) in text for value in wanted)
+        wanted = [value for call in calls for value in _argument_leaves(call.arguments)]
+        total, found = len(wanted), sum(stands_in(value, text, rules) for value in wanted)
     else:
         aligned = align_plan(plan, steps, rules)
         gold_values = [Counter(comparable(call.arguments, rules)) for call in calls]
@@ -282,15 +281,17 @@ def _argument_leaves(arguments: dict[str, Any]) -> Iterator[Any]:
 
 
 def _renumbered(text: str, aligned: Sequence[int | None] | None) -> str | None:
-    def number(match: re.Match[str]) -> str:
-        target: int | None = int(match[1]) - 1
-        if aligned is not None and target is not None:
-            target = aligned[target] if 0 <= target < len(aligned) else None
-        return "\0" if target is None else f"$var{target + 1}.{match[2] or ''}$"
+    numbers = [m[1].lstrip("0") for m in REFERENCE.finditer(text)]
+    if aligned is not None:  # as texts: a model may write a number of any length
+        known = {str(i + 1): str(j + 1) for i, j in enumerate(aligned) if j is not None}
+        if not all(number in known for number in numbers):
+            return None
+        numbers = [known[number] for number in numbers]
+    following = iter(numbers)
+    return REFERENCE.sub(lambda m: f"$var{next(following)}.{m[2] or ''}$", text)
 
-    out = REFERENCE.sub(number, text)
-    return None if "\0" in out else out
 
-
-def _bare(text: str) -> str:
-    return text[1:-1] if text.startswith('"') else text
+def stands_in(value: Any, text: str, rules: ValueSettings) -> bool:
+    """Whether a value stands in a canonical text, a text without its quotes."""
+    wanted = canonical(value, rules)
+    return (wanted[1:-1] if wanted.startswith('"') else wanted) in text
