@@ -88,7 +88,6 @@ def _say(message: str) -> None:
 
 def _show(experiment: Experiment, chosen: list[Cell]) -> None:
     from cahl_core.experiments.runner import overview
-    from cahl_core.experiments.worker import start_done
     from cahl_core.tables import show_table
 
     grid = experiment.grid
@@ -96,7 +95,7 @@ def _show(experiment: Experiment, chosen: list[Cell]) -> None:
         ("cell", "status", "steps", "sampled tokens", "note"), overview(experiment, chosen)
     )  # fmt: skip
     starts = {experiment.start(c) for c in chosen}
-    missing = sum(not start_done(path) for path in starts)
+    missing = sum(not start.done() for start in starts)
     print(f"\n{len(chosen)} cells, {grid.budget.sampled_tokens:,} sampled tokens each; "
           f"{len(starts)} SFT starts, {missing} of them to be made")  # fmt: skip
 

@@ -97,7 +97,7 @@ def _meaning(results: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Intervals: 95 %, percentile bootstrap over seeds and tasks (crossed, 10,000 resamples); "
         "differences are paired on seeds and tasks. In brackets: low to high; † all outcomes are equal, "
-        "Wilson's interval over the tasks; – no observation."
+        "Wilson's interval over the tasks; [–] no spread to resample; – no observation."
     )
     yield (
         "Reward: R_sem of all calls of the task against all gold calls, in [0, 1], the one that every "

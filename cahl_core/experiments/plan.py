@@ -16,6 +16,7 @@ from cahl_core.files import digest, tree_digest
 from cahl_core.train_config import FORMS
 from cahl_core.training.data import split_files
 
+TRAINED_ON = ("data/prepared/train", "data/backbone")
 FORMAT = 1  # of what a cell leaves behind: raised when older results cannot be read any more
 
 
@@ -111,11 +112,18 @@ def _cell(grid: Grid, root: Path, arm: str, name: str, variant: Variant, seed: i
         settings = load_settings(root, grid.base, _overrides(grid.set, variant.set, fixed))
     except ConfigError as error:
         raise ConfigError(
-            f"grid '{grid.name}', variant '{name}', arm {arm}: {error.what}", error.hint
+            f"grid '{grid.name}', variant '{name}', arm {arm}: {_one_line(error.what)}", error.hint
         ) from error
     first = seed if grid.sft.per_seed else grid.seeds[0]
     start = settings.model_copy(update={"seed": first})
     return Cell(f"{arm}{label}-s{seed}", arm, name, seed, settings, start, grid, play)
+
+
+def _one_line(text: str) -> str:
+    """The faults of settings in one sentence, without the values of whole sections."""
+    lines = text.removeprefix("settings are not valid:\n").splitlines()
+    short = (line.partition(", got {")[0].replace("Value error, ", "") for line in lines)
+    return "; ".join(line.strip() for line in short)
 
 
 def _overrides(*layers: Mapping[str, Any]) -> tuple[str, ...]:
@@ -169,10 +177,16 @@ class Inputs:
         """Digest of everything the cell's results depend on, apart from code."""
         return digest([cell.facts(), dict(self.sums)])
 
+    def train_key(self, cell: Cell) -> str:
+        """Digest of what the training depends on, whatever it is evaluated on afterwards."""
+        kept = cell.settings.model_dump(mode="json", include={"seed", "model", "train"})
+        used = {k: v for k, v in self.sums.items() if k in (*TRAINED_ON, "data/prepared/dev")}
+        return digest([kept, used, self.start_key(cell)])
+
     def start_key(self, cell: Cell) -> str:
         """Digest of what the SFT start depends on."""
         kept = cell.start.model_dump(mode="json", include={"seed", "model", "sft"})
-        used = {k: v for k, v in self.sums.items() if k in ("data/prepared/train", "data/backbone")}
+        used = {k: v for k, v in self.sums.items() if k in TRAINED_ON}
         return digest([kept, used])
 
 

@@ -98,7 +98,8 @@ def _learning(results: Mapping[str, Any]) -> Figure:
         panel.set(title=title, xlabel="sampled tokens")
         panel.grid(alpha=0.3)
         panel.title.set_fontsize(10)
-    panels[0].legend(fontsize=8)
+    if panels[0].get_legend_handles_labels()[1]:
+        panels[0].legend(fontsize=8)
     figure.suptitle("Mean over seeds, band from the lowest to the highest seed", fontsize=11)
     return figure
 

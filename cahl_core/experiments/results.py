@@ -55,7 +55,7 @@ def collect(experiment: Experiment) -> dict[str, Any]:
             for split in grid.evaluate.splits
         },
         "cross_play": _cross_play(experiment, finished),
-        "curves": {c.id: _curve(experiment.folder(c)) for c in finished if c.trains},
+        "curves": {c.id: _curve(experiment, c) for c in finished if c.trains},
     }
     return {**results, "notes": notes(results)}
 
@@ -86,6 +86,7 @@ def _cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         "attempts": state.attempts,
         "key": experiment.inputs.key(cell),
         "start": experiment.inputs.start_key(cell),
+        "training": experiment.inputs.train_key(cell),
         "steps": len(rows),
         "sampled_tokens": sum(r.get("sampled_tokens") or 0 for r in rows),
         "skipped_updates": sum(r.get("skipped_updates") or 0 for r in rows),
@@ -95,10 +96,8 @@ def _cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 
 
 def _starts(experiment: Experiment) -> dict[str, Any]:
-    paths = {experiment.start(cell) for cell in experiment.cells}
-    return {
-        p.name: read_json(p / "start.json") for p in sorted(paths) if (p / "start.json").exists()
-    }
+    starts = {experiment.start(cell) for cell in experiment.cells}
+    return {s.path.name: read_json(s.mark) for s in starts if s.mark.exists()}
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -214,15 +213,15 @@ def _numbers(table: Any) -> list[list[float | None]]:
 # --- curves --------------------------------------------------------------------------------------
 
 
-def _curve(folder: CellFolder) -> dict[str, Any]:
+def _curve(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     """Training rewards per step, and the alignment metrics on the dev tasks, over sampled tokens."""
-    rows = list(read_jsonl(folder.rows))
+    rows = list(read_jsonl(experiment.folder(cell).rows))
     tokens = np.cumsum([r.get("sampled_tokens") or 0 for r in rows]).tolist()
     names = ("planner_reward", "executor_reward", "task_success")
     training = {n: [r.get(n) for r in rows] for n in names}
     after = [0.0, *tokens]
     dev: dict[str, list[Any]] = defaultdict(list)
-    for row in _read_csv(folder.path / "alignment.csv"):
+    for row in _read_csv(experiment.training(cell).path / "alignment.csv"):
         dev["tokens"].append(after[min(int(row["step"]), len(tokens))])
         for key, value in row.items():
             if key != "step":

@@ -18,13 +18,15 @@ from cahl_core.experiments.grid import Grid
 from cahl_core.experiments.plan import Cell, Inputs, cells, changes
 from cahl_core.experiments.state import (
     CellFolder,
+    Shared,
     State,
     cell_folder,
     start_folder,
     status_of,
     superseded,
+    training_folder,
 )
-from cahl_core.experiments.worker import Spec, start_done
+from cahl_core.experiments.worker import Spec
 from cahl_core.files import write_json
 
 GRACE_SECONDS = 60.0  # for a process to save its state after SIGTERM
@@ -57,8 +59,11 @@ class Experiment:
     def status(self, cell: Cell) -> str:
         return status_of(self.folder(cell))
 
-    def start(self, cell: Cell) -> Path:
+    def start(self, cell: Cell) -> Shared:
         return start_folder(self.root, self.inputs.start_key(cell))
+
+    def training(self, cell: Cell) -> Shared:
+        return training_folder(self.root, self.inputs.train_key(cell))
 
     def spec(self, cell: Cell, kind: str) -> Spec:
         """What the process for this cell, or for its start, is told."""
@@ -71,6 +76,7 @@ class Experiment:
             trains=cell.trains,
             key=self.inputs.key(cell),
             start_key=self.inputs.start_key(cell),
+            train_key=self.inputs.train_key(cell),
             settings=cell.settings.model_dump(mode="json", by_alias=True),
             start=cell.start.model_dump(mode="json", by_alias=True),
             facts=cell.facts(),
@@ -83,20 +89,26 @@ class Experiment:
 def run(experiment: Experiment, chosen: Sequence[Cell], launch: Launch, log: Log) -> dict[str, str]:
     """Brings every chosen cell to an end; returns the error of each that failed."""
     errors: dict[str, str] = {}
+    failed_starts: dict[Shared, str] = {}
     for number, cell in enumerate(chosen, 1):
-        folder, place = experiment.folder(cell), f"{number}/{len(chosen)} {cell.id}"
+        place = f"{number}/{len(chosen)} {cell.id}"
         status = experiment.status(cell)
         if status == "finished":
             log(f"{place}: finished before, kept")
             continue
         log(f"{place}: {_why(experiment, cell, status)}")
-        if not start_done(experiment.start(cell)):
-            log(f"{place}: first its SFT start {experiment.start(cell).name}")
+        start = experiment.start(cell)
+        if start not in failed_starts and not start.done():
+            log(f"{place}: first its SFT start {start.path.name}")
             if error := _launch_start(experiment, cell, launch):
-                errors[cell.id] = error
-                continue
+                failed_starts[start] = error
+        if start in failed_starts:
+            errors[cell.id] = failed_starts[start]
+            _record(experiment, cell, errors[cell.id])
+            log(f"{place}: failed: {errors[cell.id]}")
+            continue
         code = launch(_write_spec(experiment, cell, "cell"))
-        state = _settled(folder, cell, code)
+        state = _settled(experiment, cell, code)
         if state.status != "finished":
             errors[cell.id] = state.error
             log(f"{place}: {state.status}: {state.error}")
@@ -131,26 +143,27 @@ def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 def _launch_start(experiment: Experiment, cell: Cell, launch: Launch) -> str:
     """Makes the cell's start; returns what went wrong."""
     code = launch(_write_spec(experiment, cell, "start"))
-    if start_done(experiment.start(cell)):
+    start = experiment.start(cell)
+    if start.done():
         return ""
-    folder = CellFolder(experiment.start(cell))
-    error = f"its SFT start failed: {_last_line(folder.traceback) or _ended(code)}"
-    _record(experiment.folder(cell), cell, experiment, error)
-    return error
+    return f"its SFT start failed: {_last_line(start.traceback) or _ended(code)}"
 
 
-def _record(folder: CellFolder, cell: Cell, experiment: Experiment, error: str) -> None:
+def _record(experiment: Experiment, cell: Cell, error: str) -> None:
+    folder = experiment.folder(cell)
     before = folder.read() or State(cell.id)
     facts, inputs = cell.facts(), dict(experiment.inputs.sums)
     folder.write(replace(before, status="failed", facts=facts, inputs=inputs, error=error))
 
 
-def _settled(folder: CellFolder, cell: Cell, code: int) -> State:
+def _settled(experiment: Experiment, cell: Cell, code: int) -> State:
     """The state after the process has ended; one that could not write it is recorded here."""
-    state = folder.read() or State(cell.id)
-    if state.status in ("pending", "running") or (code and state.status == "finished"):
-        state = folder.write(replace(state, status="failed", error=_ended(code)))
-    return state
+    folder = experiment.folder(cell)
+    if experiment.status(cell) in ("pending", "half-done", "running"):
+        before = folder.read() or State(cell.id)
+        if before.status != "interrupted":
+            _record(experiment, cell, _ended(code))
+    return folder.read() or State(cell.id)
 
 
 def _ended(code: int) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cahl_core.errors import DataError, StageInputError
-from cahl_core.files import read_json, sha256, storage_errors, write_json
+from cahl_core.files import read_json, sha256, storage_errors, tree_digest, write_json
 
 WORK = Path(".cahl/experiments")
 PRODUCTS = ("outcomes.jsonl", "rows.jsonl", "crossplay.jsonl")
@@ -63,20 +63,12 @@ class CellFolder:
 
     @property
     def rows(self) -> Path:
-        """One line per training step; being there means that training has ended."""
+        """One line per training step, as the training left it."""
         return self.path / "rows.jsonl"
 
     @property
     def crossplay(self) -> Path:
         return self.path / "crossplay.jsonl"
-
-    @property
-    def adapters(self) -> Path:
-        return self.path / "adapters"
-
-    @property
-    def snapshots(self) -> Path:
-        return self.path / "snapshots"
 
     @property
     def traceback(self) -> Path:
@@ -101,25 +93,9 @@ class CellFolder:
         files = [self.path / name for name in PRODUCTS]
         return {f.name: sha256(f) for f in files if f.exists()}
 
-    @contextmanager
-    def lock(self, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-        """Held by the process that works on the cell; waits for one that is just ending.
-
-        Raises:
-            StageInputError: another process holds it for longer.
-        """
-        with storage_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            stream = (self.path / "lock").open("a+")
-        with stream:
-            deadline = time.monotonic() + seconds
-            while not _try_lock(stream):
-                if time.monotonic() > deadline:
-                    raise StageInputError(
-                        f"another process works in {self.path}", "wait for it, or stop it"
-                    )
-                time.sleep(0.2)
-            yield
+    def lock(self) -> AbstractContextManager[None]:
+        """Held by the process that works on the cell."""
+        return held(self.path)
 
     @property
     def busy(self) -> bool:
@@ -128,6 +104,61 @@ class CellFolder:
             return False
         with (self.path / "lock").open("a+") as stream:
             return not _try_lock(stream)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A directory that cells share: an SFT start, or a training run whatever it is evaluated on.
+
+    ``made`` names the directory with the weights; the mark that they are finished holds its digest.
+    """
+
+    path: Path
+    made: str
+
+    @property
+    def weights(self) -> Path:
+        return self.path / self.made
+
+    @property
+    def traceback(self) -> Path:
+        return self.path / "error.log"
+
+    @property
+    def mark(self) -> Path:
+        return self.path / "finished.json"
+
+    def done(self) -> bool:
+        """Whether the weights are there as they were finished."""
+        try:
+            return bool(read_json(self.mark)["weights"] == tree_digest(self.weights))
+        except (OSError, DataError, KeyError, TypeError):
+            return False
+
+    def finish(self, **facts: Any) -> None:
+        """Marks the weights as finished."""
+        write_json(self.mark, {"weights": tree_digest(self.weights), **facts})
+
+
+@contextmanager
+def held(folder: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Holds the folder's lock; waits for a process that is just ending.
+
+    Raises:
+        StageInputError: another process holds it for longer.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / "lock").open("a+")
+    with stream:
+        deadline = time.monotonic() + seconds
+        while not _try_lock(stream):
+            if time.monotonic() > deadline:
+                raise StageInputError(
+                    f"another process works in {folder}", "wait for it, or stop it"
+                )
+            time.sleep(0.2)
+        yield
 
 
 def _try_lock(stream: Any) -> bool:
@@ -143,9 +174,14 @@ def cell_folder(root: Path, experiment: str, cell: str, key: str) -> CellFolder:
     return CellFolder(root / WORK / experiment / cell / key)
 
 
-def start_folder(root: Path, key: str) -> Path:
-    """A project directory of its own for an SFT start, shared by all experiments."""
-    return root / WORK / ".starts" / key
+def start_folder(root: Path, key: str) -> Shared:
+    """The SFT start of this digest: a project directory of its own, for all experiments."""
+    return Shared(root / WORK / ".starts" / key, "models/sft")
+
+
+def training_folder(root: Path, key: str) -> Shared:
+    """The training run of this digest, for all experiments."""
+    return Shared(root / WORK / ".trained" / key, "adapters")
 
 
 def status_of(folder: CellFolder) -> str:

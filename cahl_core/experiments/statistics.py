@@ -24,6 +24,7 @@ ROUNDS = 10_000
 SEED = 20260609
 LEVEL = 0.95
 MAX_UNDEFINED = 0.05  # share of resamples without a denominator above which no interval is given
+ROUNDING = 1e-12
 
 Array = NDArray[np.float64]
 Method = Literal["bootstrap", "wilson", "none"]
@@ -146,6 +147,8 @@ def _percentiles(value: float, draws: Array, over: tuple[str, ...]) -> Interval:
     if undefined > MAX_UNDEFINED:
         note = f"{undefined:.0%} of the resamples have no observation"
         return Interval(value, None, None, over, "none", note)
+    if np.nanmax(draws) - np.nanmin(draws) <= ROUNDING * max(1.0, abs(value)):
+        return Interval(value, None, None, over, "none", "all outcomes are equal: no spread to see")
     tail = (1 - LEVEL) / 2
     low, high = np.nanquantile(draws, [tail, 1 - tail])
     note = "" if "seeds" in over else "one seed: over tasks only"

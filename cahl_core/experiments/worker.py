@@ -7,6 +7,7 @@ all the state with the sums of both. Within training the trainer's own checkpoin
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import os
 import signal
@@ -14,21 +15,34 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cahl_core.config import Settings, validate
 from cahl_core.experiments.grid import CrossPlay, Evaluate
 from cahl_core.experiments.measures import MEASURES, observations
-from cahl_core.experiments.state import CellFolder, State, cell_folder, start_folder
+from cahl_core.experiments.state import (
+    CellFolder,
+    Shared,
+    State,
+    cell_folder,
+    held,
+    start_folder,
+    training_folder,
+)
 from cahl_core.experiments.statistics import ratio
-from cahl_core.files import read_json, read_jsonl, write_json, write_jsonl
+from cahl_core.files import read_json, read_jsonl, write_jsonl
 from cahl_core.stage import StageRun
 
+if TYPE_CHECKING:
+    from cahl_core.training.places import Places
+
+SNAPSHOTS = "snapshots"
+LIBRARIES = ("torch", "transformers", "peft")
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 
 
@@ -44,6 +58,7 @@ class Spec:
     trains: bool
     key: str
     start_key: str
+    train_key: str
     settings: dict[str, Any]
     start: dict[str, Any]
     facts: dict[str, Any]
@@ -56,8 +71,12 @@ class Spec:
         return cell_folder(Path(self.root), self.experiment, self.cell, self.key)
 
     @property
-    def start_path(self) -> Path:
+    def sft(self) -> Shared:
         return start_folder(Path(self.root), self.start_key)
+
+    @property
+    def training(self) -> Shared:
+        return training_folder(Path(self.root), self.train_key)
 
 
 def main(arguments: list[str]) -> int:
@@ -99,35 +118,33 @@ def _end_with_parent() -> None:
 # --- the start -----------------------------------------------------------------------------------
 
 
-def start_done(path: Path) -> bool:
-    """Whether the SFT start in ``path`` is finished."""
-    return (path / "start.json").exists() and (path / "models/sft").is_dir()
-
-
 def run_start(spec: Spec) -> None:
     """SFT in a project directory of its own that borrows this project's data.
 
     Raises:
         CahlError: as `training.sft.run`; the traceback is in the start's ``error.log``.
     """
-    folder = CellFolder(spec.start_path)
-    with folder.lock():
-        if start_done(folder.path):
+    made = spec.sft
+    with held(made.path), _noted(made.traceback):
+        if made.done():
             return
         from cahl_core.training import sft
 
-        for name in ("backbone", "prepared"):
-            link = folder.path / "data" / name
-            link.parent.mkdir(exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to((Path(spec.root) / "data" / name).absolute())
-        stage = StageRun("sft", folder.path, validate(spec.start))
+        _borrow_data(Path(spec.root), made.path)
+        stage = StageRun("sft", made.path, validate(spec.start))
         clock = time.perf_counter()
-        with _noted(folder):
-            sft.run(stage)
-        about = {"seconds": round(time.perf_counter() - clock, 1), **_about(stage.settings)}
-        metrics = read_json(folder.path / "metrics/sft.json")
-        write_json(folder.path / "start.json", {"metrics": metrics, "about": about})
+        sft.run(stage)
+        seconds = round(time.perf_counter() - clock, 1)
+        metrics = read_json(made.path / "metrics/sft.json")
+        made.finish(metrics=metrics, seconds=seconds, **_about(stage.settings))
+
+
+def _borrow_data(root: Path, project: Path) -> None:
+    (project / "data").mkdir(exist_ok=True)
+    for name in ("backbone", "prepared"):
+        link = project / "data" / name
+        link.unlink(missing_ok=True)
+        link.symlink_to((root / "data" / name).absolute())
 
 
 # --- a cell --------------------------------------------------------------------------------------
@@ -154,7 +171,7 @@ def run_cell(spec: Spec) -> None:
             )
         )
         try:
-            with _noted(folder), _tracked(spec) as stage:
+            with _noted(folder.traceback), _tracked(spec) as stage:
                 folder.write(replace(state, mlflow_run_id=stage.mlflow_run_id or ""))
                 _work(spec, stage)
                 about = {**_about(stage.settings), "seconds": dict(stage.phases)}
@@ -170,13 +187,12 @@ def run_cell(spec: Spec) -> None:
 
 def _work(spec: Spec, stage: StageRun) -> None:
     folder = spec.folder
-    if spec.trains and not (folder.rows.exists() and folder.adapters.is_dir()):
-        with stage.phase("train"):
+    if spec.trains:
+        with stage.phase("train"), held(spec.training.path):
             _train(spec, stage)
-    models = folder.adapters if spec.trains else spec.start_path / "models/sft"
     if not folder.outcomes.exists():
         with stage.phase("evaluate"):
-            _evaluate(spec, stage, models)
+            _evaluate(spec, stage)
     _log_outcomes(stage, folder)
     if spec.cross_play and not folder.crossplay.exists():
         with stage.phase("cross_play"):
@@ -184,37 +200,51 @@ def _work(spec: Spec, stage: StageRun) -> None:
 
 
 def _train(spec: Spec, stage: StageRun) -> None:
-    from cahl_core.training import joint
+    """Trains, unless these very settings were trained before, and copies the rows to the cell."""
+    made, copy = spec.training, spec.folder.rows
+    rows = made.path / "rows.jsonl"
+    if made.done():
+        stage.log(f"training {made.path.name} was finished before")
+        for row in read_jsonl(rows):
+            known = {f"train/{k}": v for k, v in row.items() if k != "step" and v is not None}
+            stage.log_metrics(known, int(row["step"]))
+    else:
+        from cahl_core.training import joint
+
+        done = joint.train(stage, _places(spec))
+        # JSON has no NaN: what was not finite is null
+        finite = ({k: v if math.isfinite(v) else None for k, v in row.items()} for row in done)
+        write_jsonl(rows, finite)
+        made.finish(seconds=round(sum(row["seconds/step"] for row in done), 1))
+    write_jsonl(copy, read_jsonl(rows))
+
+
+def _places(spec: Spec) -> Places:
     from cahl_core.training.places import Places
 
-    root, folder = Path(spec.root), spec.folder
-    places = Places(
+    root, made = Path(spec.root), spec.training
+    return Places(
         prepared=root / "data/prepared",
         backbone=root / "data/backbone",
-        start=spec.start_path / "models/sft",
-        out=folder.adapters,
-        metrics=folder.path / "train.json",
-        plot=folder.path / "train.csv",
-        cache=folder.path / "checkpoints",
-        traces=folder.path / "traces",
-        report=folder.path / "reward_hacks.json",
-        snapshots=folder.snapshots if spec.cross_play else None,
-    )
-    rows = joint.train(stage, places)
-    # JSON has no NaN: what was not finite is null
-    write_jsonl(
-        folder.rows,
-        ({k: v if math.isfinite(v) else None for k, v in row.items()} for row in rows),
+        start=spec.sft.weights,
+        out=made.weights,
+        metrics=made.path / "train.json",
+        plot=made.path / "train.csv",
+        cache=made.path / "checkpoints",
+        traces=made.path / "traces",
+        report=made.path / "reward_hacks.json",
+        snapshots=made.path / SNAPSHOTS if spec.cross_play else None,
     )
 
 
-def _evaluate(spec: Spec, stage: StageRun, models: Path) -> None:
+def _evaluate(spec: Spec, stage: StageRun) -> None:
     from cahl_core.experiments.outcomes import evaluate
     from cahl_core.policy.team import load_team
 
     options = Evaluate.model_validate(spec.evaluate)
     root = Path(spec.root)
-    team = load_team(root / "data/backbone", models, stage.settings.model)
+    weights = (spec.training if spec.trains else spec.sft).weights
+    team = load_team(root / "data/backbone", weights, stage.settings.model)
     found = []
     for split in options.splits:
         tasks = _first_tasks(root, split, options.tasks)
@@ -230,17 +260,17 @@ def _cross(spec: Spec, stage: StageRun) -> None:
     from cahl_core.policy.team import load_team
 
     options = CrossPlay.model_validate(spec.cross_play)
-    root, folder = Path(spec.root), spec.folder
+    root, snapshots = Path(spec.root), spec.training.path / SNAPSHOTS
     tasks = _first_tasks(root, "dev", options.tasks)
-    steps = pick(steps_of(folder.snapshots), options.snapshots)
+    steps = pick(steps_of(snapshots), options.snapshots)
     stage.log(f"cross-play of the snapshots {steps} on {len(tasks)} tasks")
 
     def load(step: int) -> Any:
-        place = folder.snapshots / f"step-{step:06d}"
+        place = snapshots / f"step-{step:06d}"
         return load_team(root / "data/backbone", place, stage.settings.model)
 
     crossed = play(steps, load, lambda source: list(evaluate(source, stage.settings, tasks, 0)))
-    write_jsonl(folder.crossplay, ({"cell": spec.cell, **spec.tags, **o} for o in crossed))
+    write_jsonl(spec.folder.crossplay, ({"cell": spec.cell, **spec.tags, **o} for o in crossed))
 
 
 def _first_tasks(root: Path, split: str, count: int) -> list[Any]:
@@ -291,22 +321,28 @@ def _tracked(spec: Spec) -> Iterator[StageRun]:
 
 
 @contextmanager
-def _noted(folder: CellFolder) -> Iterator[None]:
+def _noted(path: Path) -> Iterator[None]:
     """Keeps the traceback of a failure beside the results; removes an older one."""
-    folder.traceback.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     try:
         yield
     except Exception:
-        folder.traceback.write_text(traceback.format_exc(), encoding="utf-8")
+        path.write_text(traceback.format_exc(), encoding="utf-8")
         raise
 
 
-def _about(settings: Settings) -> Mapping[str, Any]:
-    from cahl_core.evaluation.runner import arithmetic, versions
+def _about(settings: Settings) -> dict[str, Any]:
+    """Code, library versions, device and number type: what else the results depend on."""
+    from cahl_core.policy.backbone import pick_device, pick_dtype
     from cahl_core.stage import _git_tags
 
-    code = _git_tags(Path(__file__).parent)  # of this code, wherever the project is
-    return {"versions": versions(), "numbers": arithmetic(settings), "code": code}
+    device = pick_device()
+    dtype = str(pick_dtype(settings.model.dtype, device)).removeprefix("torch.")
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "numbers": [device.type, dtype],
+        "code": _git_tags(Path(__file__).parent),  # of this code, wherever the project is
+    }
 
 
 if __name__ == "__main__":

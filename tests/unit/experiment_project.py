@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from small_project import SMALL, make_project
 
 GRID: dict[str, Any] = {
