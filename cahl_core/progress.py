@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -80,10 +81,18 @@ class _TerminalBar(Bar):
         self._progress.stop()
 
 
+class _Silent(Bar):
+    def advance(self, count: int = 1, **fields: str) -> None:
+        pass
+
+
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Bar]:
-    """A bar for ``total`` units of work on standard error."""
-    bar = _TerminalBar(description, total) if sys.stderr.isatty() else Bar(description, total)
+    """A bar for ``total`` units of work on standard error; of several processes the first shows it."""
+    if os.environ.get("RANK", "0") != "0":
+        bar: Bar = _Silent(description, total)
+    else:
+        bar = _TerminalBar(description, total) if sys.stderr.isatty() else Bar(description, total)
     try:
         yield bar
     finally:

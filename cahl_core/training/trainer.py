@@ -170,8 +170,17 @@ class Trainer:
             row |= {f"{role}/{k}": v for k, v in report.metrics(self.workers).items()}
         self.capability.update(self.workers.merge(outcomes(trees)))
         row |= self.capability.metrics() | self.sampler.metrics()
-        row |= self.hacks.add(trees, step)
+        row |= self._count_hacks(trees, step)
         self._trace(trees, step)
+
+    def _count_hacks(self, trees: Sequence[Tree], step: int) -> Row:
+        """The report of all processes for this step; the run's report grows by it."""
+        mine, everyone = HackReport(), HackReport()
+        mine.add(trees, step)
+        for state in self.workers.gather([mine.to_json()]):
+            everyone.merge(HackReport.from_json(state))
+        self.hacks.merge(everyone)
+        return everyone.metrics()
 
     def _finish_step(self, row: Row) -> None:
         self._log(row)  # which says what is not finite; JSON cannot hold it

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from cahl_core.config import Settings, validate
@@ -116,3 +117,39 @@ class Tokens:
         from transformers import AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(str(backbone))
+
+
+def pay_for_even_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random backbone never writes a plan: pays for even token ids, so that groups have signal."""
+    from cahl_core.protocol.parsing import Execution
+    from cahl_core.records import Plan, SubTask, ToolCall
+    from cahl_core.rewards import ExecutorReward, PlannerReward
+    from cahl_core.training import rollout
+
+    plan = Plan((SubTask("find", "find", {"city": "Oslo"}),))
+    call = Execution((ToolCall("find", {"city": "Oslo"}),))
+    monkeypatch.setattr(rollout, "parse_plan", lambda text: plan)
+    monkeypatch.setattr(rollout, "parse_execution", lambda text: call)
+    monkeypatch.setattr(rollout, "parse_flat", lambda form, text: call)
+
+    def score(tree: Any, settings: Any, executions: int) -> None:
+        for node in tree.plans:
+            if node.sample is not None:
+                node.sample.reward = _evenness(node.sample.completion.token_ids)
+                value = node.sample.reward
+                node.reward = PlannerReward(1.0, 0.0, value, 0.0, value)
+            for sub in node.nodes:
+                sub.gold = ()
+                sub.rewards = []
+                for sample in sub.samples:
+                    sample.reward = _evenness(sample.completion.token_ids)
+                    sub.rewards.append(ExecutorReward(1.0, 0.0, sample.reward, 0.0, sample.reward))
+
+    monkeypatch.setattr(rollout, "score", score)
+    monkeypatch.setattr(
+        "cahl_core.training.arms.planner_total", lambda form, p, execution, s, w: execution
+    )
+
+
+def _evenness(ids: list[int]) -> float:
+    return sum(i % 2 == 0 for i in ids) / max(len(ids), 1)

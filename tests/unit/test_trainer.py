@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_project import file_sums, make_project, random_start, small_settings
+from small_project import (
+    file_sums,
+    make_project,
+    pay_for_even_tokens,
+    random_start,
+    small_settings,
+)
 
 from cahl_core.config import Settings
 from cahl_core.errors import ConfigError, TrainingError
@@ -78,7 +84,7 @@ def _changed(root: Path, role: str) -> bool:
 def test_a_frozen_roles_adapter_is_bit_identical_after_training(
     root: Path, arm: str, changed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _reward_length(monkeypatch)
+    pay_for_even_tokens(monkeypatch)
     _train(root, small_settings(arm=arm, alternate_every=1))
     assert {role for role in ("planner", "executor") if _changed(root, role)} == changed
 
@@ -87,7 +93,7 @@ def test_a_frozen_roles_adapter_is_bit_identical_after_training(
 def test_a_flat_form_trains_its_one_adapter(
     root: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _reward_length(monkeypatch)
+    pay_for_even_tokens(monkeypatch)
     settings = small_settings(model={"form": form}, arm=form, executor={"max_tokens": 16})
     result = _train(root, settings)
     assert _changed(root, "executor")
@@ -98,7 +104,7 @@ def test_a_flat_form_trains_its_one_adapter(
 def test_a_shared_adapter_learns_both_roles_and_is_saved_for_both(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _reward_length(monkeypatch)
+    pay_for_even_tokens(monkeypatch)
     shutil.rmtree(root / "models/sft/executor")
     shutil.copytree(root / "models/sft/planner", root / "models/sft/executor")
     _train(root, small_settings(model={"weights": "shared_adapter"}))
@@ -108,61 +114,24 @@ def test_a_shared_adapter_learns_both_roles_and_is_saved_for_both(
 
 
 def test_two_models_train_and_are_saved_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _reward_length(monkeypatch)
+    pay_for_even_tokens(monkeypatch)
     _train(root, small_settings(model={"weights": "two_models"}, steps=2))
     for role in ("planner", "executor"):
         assert (root / "models/cahl" / role / "config.json").exists()
         assert (root / "models/cahl" / role / "model.safetensors").exists()
 
 
-def _reward_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random backbone never writes a plan: pays for even token ids, so that groups have signal."""
-    from cahl_core.config import RewardSettings
-    from cahl_core.protocol.parsing import Execution
-    from cahl_core.records import Plan, SubTask, ToolCall
-    from cahl_core.rewards import ExecutorReward, PlannerReward
-    from cahl_core.training import rollout
-
-    plan = Plan((SubTask("find", "find", {"city": "Oslo"}),))
-    call = Execution((ToolCall("find", {"city": "Oslo"}),))
-    monkeypatch.setattr(rollout, "parse_plan", lambda text: plan)
-    monkeypatch.setattr(rollout, "parse_execution", lambda text: call)
-    monkeypatch.setattr(rollout, "parse_flat", lambda form, text: call)
-    assert RewardSettings()
-
-    def score(tree: Any, settings: Any, executions: int) -> None:
-        for node in tree.plans:
-            if node.sample is not None:
-                node.sample.reward = _evenness(node.sample.completion.token_ids)
-                value = node.sample.reward
-                node.reward = PlannerReward(1.0, 0.0, value, 0.0, value)
-            for sub in node.nodes:
-                sub.gold = ()
-                sub.rewards = []
-                for sample in sub.samples:
-                    sample.reward = _evenness(sample.completion.token_ids)
-                    sub.rewards.append(ExecutorReward(1.0, 0.0, sample.reward, 0.0, sample.reward))
-
-    monkeypatch.setattr(rollout, "score", score)
-    monkeypatch.setattr(
-        "cahl_core.training.arms.planner_total", lambda form, p, execution, s, w: execution
-    )
-
-
-def _evenness(ids: list[int]) -> float:
-    return sum(i % 2 == 0 for i in ids) / max(len(ids), 1)
-
-
 # --- stopping and going on -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [0, 1, 3])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize(
+    ("step", "error"), [(0, RuntimeError), (2, KeyboardInterrupt), (3, RuntimeError)]
+)
 def test_a_run_that_was_cut_off_ends_in_the_same_bytes(
     root: Path, monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException]
 ) -> None:
     settings = small_settings(**STATEFUL)
-    _reward_length(monkeypatch)
+    pay_for_even_tokens(monkeypatch)
     straight = _train(root, settings)
     shutil.rmtree(root / "models/cahl")
     real = Trainer._collect
@@ -188,7 +157,7 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bytes(
 def test_the_repetition_is_exact_and_another_seed_is_not(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _reward_length(monkeypatch)
+    pay_for_even_tokens(monkeypatch)
     first, second = (_train(root, small_settings()) for _ in range(2))
     assert _same(first, second)
     other = small_settings().model_copy(update={"seed": 1})
@@ -198,7 +167,7 @@ def test_the_repetition_is_exact_and_another_seed_is_not(
 def test_sigterm_during_a_rollout_saves_the_last_finished_step(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _reward_length(monkeypatch)
+    pay_for_even_tokens(monkeypatch)
     settings = small_settings(**{**STATEFUL, "checkpoint_every": 100})
     straight = _train(root, settings)
     real = Trainer._collect
@@ -301,7 +270,7 @@ def test_tasks_are_drawn_pass_by_pass_also_when_a_role_asks_for_more(
 def test_non_finite_updates_are_skipped_and_end_the_run(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _reward_length(monkeypatch)
+    pay_for_even_tokens(monkeypatch)
     monkeypatch.setattr(
         "cahl_core.training.credit.group_advantages",
         lambda rewards, *_: [float("nan")] * len(rewards),
@@ -316,7 +285,7 @@ def test_non_finite_updates_are_skipped_and_end_the_run(
 def test_a_run_leaves_alignment_traces_report_and_snapshots(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _reward_length(monkeypatch)
+    pay_for_even_tokens(monkeypatch)
     _train(root, small_settings(evaluate_every=2, snapshot_every=2))
     lines = (root / "plots/alignment.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == ["0", "2", "3"]
