@@ -89,7 +89,7 @@ def _plan(plan: Mapping[str, Any], number: int, query: Query, bounds: bool, full
         node = Node([(f"plan {number}  ", HEAD), *_numbers(sample)])
         if query.role != "executor":
             _written(node, sample, full)
-            _verdicts(node, sample)
+            _plan_verdicts(node, sample["breakdown"])
     if query.role == "planner" and sample is not None:
         return node
     for k, sub_task in enumerate(plan["sub_tasks"], 1):
@@ -114,7 +114,7 @@ def _sub_task(sub_task: Mapping[str, Any], number: int, query: Query, full: bool
         if query.wants(sample):
             child = node.add((f"execution {g}  ", ""), *_numbers(sample))
             _written(child, sample, full)
-            _verdicts(child, sample)
+            _verdicts(child, sample["breakdown"])
     if not sub_task["samples"]:
         node.add(("not executed: its prompt is too long", DIM))
     return node
@@ -149,34 +149,62 @@ def _written(node: Node, sample: Mapping[str, Any], full: bool) -> None:
         node.add((f"result: {_value(sample['result'], full)}", DIM))
 
 
-def _verdicts(node: Node, sample: Mapping[str, Any]) -> None:
+def _plan_verdicts(node: Node, breakdown: Mapping[str, Any] | None) -> None:
+    """Which gold values the plan holds, and what each run made of each gold step."""
+    if breakdown is None:
+        return
+    _verdicts(node, breakdown["calls"], numbered=True)
+    for run, (steps, succeeded) in enumerate(
+        zip(breakdown["steps"], breakdown["succeeded"], strict=True), 1
+    ):
+        met = ", ".join(_step(step) for step in steps)
+        sign, style = ("✓ solved", GOOD) if succeeded else ("✗ not solved", BAD)
+        node.add((f"run {run}: ", DIM), (met + "  " if met else "", ""), (sign, style))
+    if breakdown["extra"]:
+        node.add((f"✗ {breakdown['extra']} more sub-tasks than gold calls", BAD))
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    by = " and ".join(str(k + 1) for k in step["sub_tasks"])
+    what = f"by sub-task {by} {step['semantics']:.2f}" if by else "not met"
+    return f"step {step['step'] + 1} {what}"
+
+
+def _verdicts(
+    node: Node, verdicts: Sequence[Mapping[str, Any]] | None, numbered: bool = False
+) -> None:
     """What each call and argument was judged."""
-    for verdict in sample["breakdown"] or ():
-        child = node.add(*_verdict_line(verdict))
+    for verdict in verdicts or ():
+        child = node.add(*_verdict_line(verdict, numbered))
         for argument in verdict["arguments"]:
             child.line += argument_parts(argument)
+        if verdict["note"]:
+            child.line.append((f"  ({plain(verdict['note'])})", BAD))
 
 
-def _verdict_line(verdict: Mapping[str, Any]) -> Line:
+def _verdict_line(verdict: Mapping[str, Any], numbered: bool) -> Line:
     made, due = verdict["name"], verdict["due"]
     if due is None:
-        return [(f"✗ {made} was not due", BAD)]
+        return [("answers in words", DIM)] if made is None else [(f"✗ {plain(made)}: not due", BAD)]
     if made is None:
-        return [(f"✗ {due} is missing", BAD)]
-    sign, style = ("✓", GOOD) if verdict["valid"] is not False else ("✗", BAD)
-    note = "" if verdict["valid"] is not False else " does not fit its schema"
-    return [(f"{sign} {made}{note}", style)]
+        which = f"gold {verdict['number'] + 1} " if numbered else ""
+        return [(f"✗ {which}{plain(due)}: missing", BAD)]
+    if verdict["valid"] is False:
+        return [(f"✗ {plain(made)}: outside its schema", BAD)]
+    return [(f"✓ {plain(made)}", GOOD)]
 
 
 def argument_parts(argument: Mapping[str, Any]) -> Line:
     """One argument: sign, name, value, and the value due where it differs."""
-    name, made, due = argument["name"], argument["made"], argument["due"]
-    return {
-        "equal": lambda: [(f"  ✓ {name} = {_value(made)}", GOOD)],
-        "differs": lambda: [(f"  ✗ {name} = {_value(made)}, due {_value(due)}", BAD)],
-        "missing": lambda: [(f"  ✗ {name} missing, due {_value(due)}", BAD)],
-        "extra": lambda: [(f"  ✗ {name} = {_value(made)}, not due", BAD)],
-    }[argument["verdict"]]()
+    name, made, due = plain(argument["name"]), _value(argument["made"]), _value(argument["due"])
+    place = f" in {plain(argument['at'])}" if argument["at"] else ""
+    text, style = {
+        "equal": (f"✓ {name} = {due if argument['made'] is None else made}{place}", GOOD),
+        "differs": (f"✗ {name} = {made}{place}, due {due}", BAD),
+        "missing": (f"✗ {name} missing, due {due}", BAD),
+        "extra": (f"✗ {name} = {made}, not due", BAD),
+    }[argument["verdict"]]
+    return [(f"  {text}", style)]
 
 
 def call_text(call: Mapping[str, Any], full: bool = False) -> str:

@@ -106,8 +106,8 @@ def _end(span: Any, sample: Mapping[str, Any] | None, outputs: dict[str, Any]) -
 
 def _attributes(sample: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("reward", "advantage", "in_signal", "void", "tokens", "finished")
-    parts = sample["parts"] or {}
-    return {key: sample[key] for key in kept} | {f"reward.{k}": v for k, v in parts.items()}
+    parts = {f"reward.{name}": value for name, value in (sample["parts"] or {}).items()}
+    return {key: sample[key] for key in kept} | parts | {"breakdown": sample["breakdown"]}
 
 
 def _best(plans: list[Mapping[str, Any]]) -> float | None:

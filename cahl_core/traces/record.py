@@ -7,36 +7,21 @@ twice. Reading streams and names the line of what does not hold.
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from cahl_core.config import Settings
 from cahl_core.errors import DataError, StageInputError
 from cahl_core.files import atomic_file
-from cahl_core.protocol.parsing import Execution, ParseFailure
-from cahl_core.records import Plan, ToolCall, ToolTask
-from cahl_core.traces.schema import (
-    VERSION,
-    CallTrace,
-    FailureTrace,
-    PlanTrace,
-    SampledTrace,
-    SampleTrace,
-    SubTaskTrace,
-    TaskTrace,
-    TraceRecord,
-)
+from cahl_core.traces.schema import VERSION, TraceRecord
 
 if TYPE_CHECKING:
-    from cahl_core.rewards import ExecutorReward, PlannerReward
-    from cahl_core.training.tree import PlanNode, Sample, SubTaskNode, Tree
+    from cahl_core.training.tree import Tree
 
 DEFAULT_FOLDER = Path(".cahl/traces/train")
 FILE = re.compile(r"step-(\d{6,})\.jsonl")
@@ -45,126 +30,10 @@ FILE = re.compile(r"step-(\d{6,})\.jsonl")
 def trace_record(
     tree: Tree, step: int, settings: Settings, tokenizer: Any | None = None
 ) -> dict[str, Any]:
-    """One tree as a `TraceRecord` of JSON values only; it never fails for what a model wrote.
+    """`build.trace_record`, imported when a tree is written: reading needs no rewards."""
+    from cahl_core.traces import build
 
-    Args:
-        step: training step, from 0.
-        tokenizer: decodes the prompts into the record; ``None`` leaves them out (they are most of
-            a record's length).
-    """
-    first = next((p.sample for p in tree.plans if p.sample is not None), None)
-    record: TraceRecord = {
-        "version": VERSION,
-        "arm": settings.train.arm,
-        "seed": settings.seed,
-        "step": step,
-        "task": _task(tree.task),
-        "weights": settings.train.rewards.model_dump(mode="json"),
-        "prompt": _decoded(first, tokenizer),
-        "plans": [_plan(node, tokenizer) for node in tree.plans],
-    }
-    return cast(dict[str, Any], plain_json(record))
-
-
-def _task(task: ToolTask) -> TaskTrace:
-    from cahl_core.datasets.targets import resolved_gold
-
-    return {
-        "id": task.id,
-        "source": task.source,
-        "messages": [m.to_json() for m in task.messages],
-        "tools": [t.name for t in task.tools],
-        "gold": _calls(task.calls),
-        "resolved": _calls(resolved_gold(task)),
-    }
-
-
-def _plan(node: PlanNode, tokenizer: Any | None) -> PlanTrace:
-    sample = None
-    if node.sample is not None:
-        sample = _sampled(node.sample, _failure(node.plan), node.reward)
-    return {
-        "sample": sample,
-        "plan": node.plan.to_json() if isinstance(node.plan, Plan) else None,
-        "sub_tasks": [_sub_task(sub, tokenizer) for sub in node.nodes],
-    }
-
-
-def _sub_task(node: SubTaskNode, tokenizer: Any | None) -> SubTaskTrace:
-    first = node.samples[0] if node.samples else None
-    return {
-        "task": node.sub_task.task,
-        "tool": node.sub_task.tool,
-        "arguments": node.sub_task.arguments,
-        "column": node.column,
-        "gold": None if node.gold is None else _calls(node.gold),
-        "prompt": _decoded(first, tokenizer),
-        "samples": [_sample(node, g) for g in range(len(node.samples))],
-    }
-
-
-def _sample(node: SubTaskNode, g: int) -> SampleTrace:
-    execution = node.executions[g] if node.executions else None
-    reward = node.rewards[g] if node.rewards else None
-    common = _sampled(node.samples[g], _failure(execution), reward)
-    return {
-        **common,
-        "calls": _calls(node.calls[g]) if node.calls else [],
-        "response": execution.response if isinstance(execution, Execution) else None,
-        "result": node.results[g] if node.results else None,
-    }
-
-
-def _sampled(
-    sample: Sample, failure: FailureTrace | None, reward: ExecutorReward | PlannerReward | None
-) -> SampledTrace:
-    done = sample.completion
-    return {
-        "text": done.text,
-        "prompt_tokens": len(sample.prompt),
-        "tokens": len(done.token_ids),
-        "finished": done.finished,
-        "failure": failure,
-        "reward": sample.reward,
-        "advantage": sample.advantage,
-        "in_signal": sample.in_signal_group,
-        "void": sample.void,
-        "parts": None if reward is None else asdict(reward),
-        "breakdown": None,
-    }
-
-
-def _failure(parsed: object) -> FailureTrace | None:
-    if isinstance(parsed, ParseFailure):
-        return {"reason": parsed.reason, "position": parsed.position}
-    return None
-
-
-def _calls(calls: Sequence[ToolCall]) -> list[CallTrace]:
-    return [{"name": call.name, "arguments": call.arguments} for call in calls]
-
-
-def _decoded(sample: Sample | None, tokenizer: Any | None) -> str | None:
-    if sample is None or tokenizer is None:
-        return None
-    return str(tokenizer.decode(sample.prompt))
-
-
-def plain_json(value: Any) -> Any:
-    """``value`` with what JSON cannot hold as text: an environment may return anything.
-
-    >>> plain_json({"a": (float("nan"), {1})})
-    {'a': ['nan', '{1}']}
-    """
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain_json(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_json(inner) for inner in value]
-    return str(value)
+    return build.trace_record(tree, step, settings, tokenizer)
 
 
 class TraceWriter:

@@ -27,11 +27,50 @@ class FailureTrace(TypedDict):
     position: int
 
 
+class ArgumentTrace(TypedDict):
+    """`explain.ArgumentVerdict`: ``verdict`` is equal, differs, missing or extra."""
+
+    name: str
+    made: Any
+    due: Any
+    verdict: str
+    at: str | None
+
+
+class VerdictTrace(TypedDict):
+    """`explain.CallVerdict`: a call made or planned, and the gold call it was compared with."""
+
+    name: str | None
+    due: str | None
+    number: int | None
+    valid: bool | None
+    note: str
+    arguments: list[ArgumentTrace]
+
+
+class StepTrace(TypedDict):
+    """`explain.StepVerdict`: what one execution did for one gold step."""
+
+    step: int
+    sub_tasks: list[int]
+    semantics: float
+
+
+class PlanBreakdownTrace(TypedDict):
+    """`explain.PlanBreakdown`: where R_param (``calls``) and R_exe (``steps``, ``extra``) come from."""
+
+    calls: list[VerdictTrace]
+    steps: list[list[StepTrace]]
+    extra: int
+    covered: bool
+    succeeded: list[bool]
+
+
 class SampledTrace(TypedDict):
     """What plans and executions have in common.
 
     ``reward`` is what the advantage was computed from, ``parts`` the reward's parts before
-    weighting and their ``total`` (``None`` where nothing was judged). ``breakdown`` explains them.
+    weighting and their ``total`` (``None`` where nothing was judged).
     ``void`` marks what was not sampled or what a broken environment cost: nothing learns from it.
     """
 
@@ -45,12 +84,21 @@ class SampledTrace(TypedDict):
     in_signal: bool
     void: bool
     parts: dict[str, float] | None
-    breakdown: Any
+
+
+class PlanSampleTrace(SampledTrace):
+    """The text of a plan; ``breakdown`` is ``None`` where it is outside the grammar."""
+
+    breakdown: PlanBreakdownTrace | None
 
 
 class SampleTrace(SampledTrace):
-    """One execution of a sub-task; ``calls`` have their references replaced by results."""
+    """One execution of a sub-task; ``calls`` have their references replaced by results.
 
+    ``breakdown`` is ``None`` where no gold step is known: nothing was judged.
+    """
+
+    breakdown: list[VerdictTrace] | None
     calls: list[CallTrace]
     response: str | None
     result: Any
@@ -71,7 +119,7 @@ class SubTaskTrace(TypedDict):
 class PlanTrace(TypedDict):
     """One plan; ``sample`` is ``None`` in the arms without a planner."""
 
-    sample: SampledTrace | None
+    sample: PlanSampleTrace | None
     plan: list[dict[str, Any]] | None
     sub_tasks: list[SubTaskTrace]
 

@@ -80,6 +80,32 @@ def test_a_tree_is_readable_without_colours() -> None:
     assert "      execution 2  reward 2.000  advantage -1.000" in text
     assert "plan 2  reward 0.000  advantage -1.000" in text
     assert "✗ outside the grammar: no <plan> (character 0)" in text
+    assert '        ✓ find  ✗ city = "Oslo", due "Rome"' in text
+    assert "    run 1: step 1 by sub-task 1 1.00, step 2 by sub-task 2 1.00  ✓ solved" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (call("find", town="Rome"), "✗ find: outside its schema  ✗ town = \"Rome\", not due"
+         "  ✗ city missing, due \"Rome\"  (unknown argument 'town'"),
+        (call("rate"), "✗ rate: not due"),
+        ("<response>No.</response>", '✗ find: missing  ✗ city missing, due "Rome"'),
+    ],
+)  # fmt: skip
+def test_every_verdict_has_a_sign_and_words(text: str, expected: str) -> None:
+    asked = task()
+    tree = Tree(asked, [plan_node(asked, GOLD_PLAN, [[text], ["no"]])])
+    shown = "\n".join(lines(record_node(trace_record(tree, 0, SETTINGS), Query())))
+    assert expected in shown
+    assert "run 1: step 1 " in shown and "step 2 not met  ✗ not solved" in shown
+
+
+def test_a_plan_without_sub_tasks_misses_the_gold_calls() -> None:
+    asked = task()
+    tree = Tree(asked, [plan_node(asked, "<plan>[]</plan>", [])])
+    shown = "\n".join(lines(record_node(trace_record(tree, 0, SETTINGS), Query())))
+    assert '✗ gold 2 book: missing  ✗ id missing, due "$var1.id$"' in shown
 
 
 def test_texts_of_data_cannot_rule_the_terminal(project: Path) -> None:

@@ -9,13 +9,24 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rollout_trees import BOOK_7, FIND_ROME, GOLD_PLAN, flat_tree, good_tree, sample, task
+from rollout_trees import (
+    BOOK_7,
+    FIND_ROME,
+    GOLD_PLAN,
+    flat_tree,
+    good_tree,
+    plan,
+    plan_node,
+    sample,
+    task,
+)
 
 from cahl_core.config import validate
 from cahl_core.errors import DataError, StageInputError
 from cahl_core.protocol.parsing import parse_execution
 from cahl_core.records import Message
-from cahl_core.traces.record import TraceWriter, plain_json, read_traces, trace_record
+from cahl_core.traces.build import plain_json
+from cahl_core.traces.record import TraceWriter, read_traces, trace_record
 from cahl_core.training.tree import PlanNode, Tree
 
 SETTINGS = validate({})
@@ -46,6 +57,31 @@ def test_a_record_holds_the_whole_tree() -> None:
     assert (right["parts"]["total"], right["reward"]) == (2.5, 2.5)
     assert wrong["parts"]["semantics"] == pytest.approx(2 / 3)
     assert wrong["advantage"] == -1.5
+
+
+def test_a_record_says_what_each_argument_was_judged() -> None:
+    good, broken = trace_record(good_tree(), 0, SETTINGS)["plans"]
+    right, wrong = good["sub_tasks"][0]["samples"]
+    city = {"name": "city", "due": "Rome", "at": None}
+    assert right["breakdown"][0]["arguments"] == [{**city, "made": "Rome", "verdict": "equal"}]
+    assert wrong["breakdown"][0]["arguments"] == [{**city, "made": "Oslo", "verdict": "differs"}]
+    assert broken["sample"]["breakdown"] is None
+    breakdown = good["sample"]["breakdown"]
+    assert [c["due"] for c in breakdown["calls"]] == ["find", "book"]
+    assert breakdown["succeeded"] == [True, False]
+    # what was paid is the mean of what is explained
+    steps = [step["semantics"] for run in breakdown["steps"] for step in run]
+    assert sum(steps) / len(steps) == pytest.approx(good["sample"]["parts"]["execution"])
+
+
+def test_an_extra_sub_task_has_no_verdict_as_nothing_was_due() -> None:
+    asked = task()
+    longer = plan(("find", {"city": "Rome"}), ("book", {"id": "$var1.id$"}), ("rate", {}))
+    node = plan_node(asked, longer, [[FIND_ROME], [BOOK_7], [FIND_ROME]])
+    [traced] = trace_record(Tree(asked, [node]), 0, SETTINGS)["plans"]
+    assert traced["sub_tasks"][2]["samples"][0]["breakdown"] is None
+    assert traced["sample"]["breakdown"]["extra"] == 1
+    assert traced["sample"]["breakdown"]["calls"][2]["due"] is None
 
 
 def test_arms_without_a_planner_have_no_plan_sample() -> None:

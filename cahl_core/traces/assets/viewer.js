@@ -160,7 +160,7 @@
     const sample = plan.sample;
     const line = sample ? numbers("plan " + (k + 1), sample) : el("b", {}, "the request itself");
     return lazy(line, isOpen || !sample, () => [
-      ...(sample && role !== "executor" ? [...written(sample), verdicts(sample.breakdown)] : []),
+      ...(sample && role !== "executor" ? [...written(sample), ...planVerdicts(sample.breakdown)] : []),
       ...(role === "planner" && sample ? [] : plan.sub_tasks.map((s, n) => subTask(s, n))),
       plan.sub_tasks.length || !sample ? null : el("p", { class: "soft" }, plan.plan ? "No sub-task: it declines." : "Nothing was executed."),
     ]);
@@ -197,15 +197,26 @@
       failure ? el("p", { class: "bad" }, "✗ outside the grammar: " + failure.reason + " (character " + failure.position + ")") : null];
   }
   const SIGNS = { equal: ["✓ equal", "good"], differs: ["✗ differs", "bad"], missing: ["✗ missing", "bad"], extra: ["✗ not due", "bad"] };
-  function verdicts(breakdown) {
+  function planVerdicts(breakdown) {
+    if (!breakdown) return [];
+    const runs = breakdown.steps.map((steps, g) => {
+      const met = steps.map((s) => "step " + (s.step + 1) + (s.sub_tasks.length ? " by sub-task " + s.sub_tasks.map((k) => k + 1).join(" and ") + " " + number(s.semantics, 2) : " not met"));
+      const solved = breakdown.succeeded[g];
+      return el("div", {}, el("span", { class: "soft" }, "run " + (g + 1) + ": "), met.join(", ") + "  ", el("span", { class: solved ? "good" : "bad" }, solved ? "✓ solved" : "✗ not solved"));
+    });
+    return [verdicts(breakdown.calls, true), ...runs,
+      breakdown.extra ? el("p", { class: "bad" }, "✗ " + breakdown.extra + " more sub-tasks than gold calls") : null];
+  }
+  function verdicts(breakdown, numbered) {
     if (!breakdown || !breakdown.length) return null;
     const rows = breakdown.flatMap((c) => {
-      const name = c.due === null ? ["✗ " + c.name + " was not due", "bad"] : c.name === null ? ["✗ " + c.due + " is missing", "bad"]
-        : c.valid === false ? ["✗ " + c.name + " does not fit its schema", "bad"] : ["✓ " + c.name, "good"];
+      const name = c.due === null ? (c.name === null ? ["answers in words", "soft"] : ["✗ " + c.name + ": not due", "bad"])
+        : c.name === null ? ["✗ " + (numbered ? "gold " + (c.number + 1) + " " : "") + c.due + ": missing", "bad"]
+        : c.valid === false ? ["✗ " + c.name + ": outside its schema", "bad"] : ["✓ " + c.name, "good"];
       const head = el("tr", {}, el("th", { colspan: 4, scope: "rowgroup", class: name[1] }, name[0] + (c.note ? " · " + c.note : "")));
       return [head, ...c.arguments.map((a) => el("tr", {},
         el("td", {}, a.name),
-        el("td", {}, el("code", {}, a.verdict === "missing" ? "–" : json(a.made))),
+        el("td", {}, el("code", {}, a.verdict === "missing" || (a.made === null && a.at) ? "–" : json(a.made)), a.at ? el("span", { class: "soft" }, " in " + a.at) : null),
         el("td", {}, el("code", {}, a.verdict === "extra" ? "–" : json(a.due))),
         el("td", { class: SIGNS[a.verdict][1] }, SIGNS[a.verdict][0])))];
     });
