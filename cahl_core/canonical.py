@@ -52,6 +52,7 @@ MONTH_DAY = re.compile(
 MOMENT = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2})(?::(\d{2})(?:\.(\d{1,9}))?)?(Z|[+-]\d{2}:\d{2})?"
 )
+PLAIN = (int, bool, type(None))
 LONGEST_DATE = 40  # no form is longer: long texts are not searched
 
 
@@ -74,8 +75,11 @@ def equal(first: Any, second: Any, rules: ValueSettings = EXACT) -> bool:
     >>> equal("Rome", "rome"), equal("Rome", "rome ", ValueSettings(ignore_case=True))
     (False, True)
     """
-    if isinstance(first, str) and isinstance(second, str):
-        return bool(_text(first, rules) == _text(second, rules))
+    kind = type(first)
+    if kind is type(second) and kind in PLAIN:  # what nearly every argument is
+        return bool(first == second)
+    if kind is str and type(second) is str:
+        return _text(first, rules) == _text(second, rules)
     return canonical(first, rules) == canonical(second, rules)
 
 

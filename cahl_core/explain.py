@@ -193,7 +193,7 @@ def explain_plan(
 def _step_verdicts(
     made: Sequence[Sequence[ToolCall]], steps: Sequence[Sequence[ToolCall]], rules: ValueSettings
 ) -> tuple[StepVerdict, ...]:
-    met = {step: (tuple(ks), score) for ks, step, score in step_alignment(made, steps, rules)[1]}
+    met = {step: (tuple(ks), score) for ks, step, score in step_alignment(made, steps, rules)}
     return tuple(StepVerdict(j, *met.get(j, ((), 0.0))) for j in range(len(steps)))
 
 

@@ -7,6 +7,7 @@ counts them from 1. A step without calls asks for nothing and is left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,56 +107,67 @@ def align(scores: Scores) -> list[int | None]:
     >>> align(np.array([[0.0, 1.0], [1.0, 0.0]]))  # crossing is not allowed: the first wins
     [1, None]
     """
-    rows, columns = scores.shape
-    aligned: list[int | None] = [None] * rows
-    cells = scores.tolist()
-    for start, _, column in segments(rows, columns, lambda i, _, j: float(cells[i][j]))[1]:
-        aligned[start] = column
+    return _aligned(scores.tolist(), scores.shape[1])
+
+
+def _aligned(cells: Sequence[Sequence[float]], columns: int) -> list[int | None]:
+    aligned: list[int | None] = [None] * len(cells)
+    for found in segments(len(cells), [1] * columns, lambda i, _, j: cells[i][j]):
+        aligned[found.start] = found.column
     return aligned
 
 
-Segment = tuple[int, int, int]
+class Segment(NamedTuple):
+    """Rows ``start`` to ``stop``, given to ``column`` for ``score``."""
+
+    start: int
+    stop: int
+    column: int
+    score: float
 
 
 def segments(
-    rows: int,
-    columns: int,
-    score: Callable[[int, int, int], float],
-    widths: Sequence[int] | None = None,
-) -> tuple[float, list[Segment]]:
+    rows: int, widths: Sequence[int], score: Callable[[int, int, int], float]
+) -> list[Segment]:
     """The best way to give columns disjoint stretches of rows, in order (dynamic programming).
 
     Args:
-        score: non-negative, of ``(start, stop, column)``: rows ``start`` to ``stop`` for that column;
-            stretches that score 0 are never taken.
-        widths: the longest stretch of each column; ``None``: one row each.
+        widths: the longest stretch of each column.
+        score: non-negative, of ``(start, stop, column)``; stretches that score 0 are never taken.
 
     Returns:
-        The largest sum and its stretches ``(start, stop, column)``. Of equal sums, the one that takes
-        a stretch as soon as it can.
+        The stretches with the largest sum. Of equal sums, the one that takes a stretch as soon as it
+        can, and then the longest.
     """
-    widths = widths or [1] * columns
+    columns = len(widths)
     best = [[0.0] * (columns + 1) for _ in range(rows + 1)]
-    taken: dict[tuple[int, int], tuple[int, int]] = {}
+    taken: dict[tuple[int, int], Segment] = {}
     for i in range(rows - 1, -1, -1):
         for j in range(columns - 1, -1, -1):
-            options = [(best[i][j + 1], i, j + 1), (best[i + 1][j], i + 1, j)]
+            top = max(best[i][j + 1], best[i + 1][j])
             for stop in range(i + 1, min(i + widths[j], rows) + 1):
-                if (value := score(i, stop, j)) > 0:
-                    options.insert(0, (value + best[stop][j + 1], stop, j + 1))
-            chosen = max(options, key=lambda option: option[0])
-            best[i][j], taken[i, j] = chosen[0], chosen[1:]
-    return best[0][0], _walk(taken, rows, columns)
+                value = score(i, stop, j)
+                if value > 0 and value + best[stop][j + 1] >= top:
+                    top = value + best[stop][j + 1]
+                    taken[i, j] = Segment(i, stop, j, value)
+            best[i][j] = top
+    return _followed(best, taken)
 
 
-def _walk(taken: dict[tuple[int, int], tuple[int, int]], rows: int, columns: int) -> list[Segment]:
+def _followed(
+    best: Sequence[Sequence[float]], taken: dict[tuple[int, int], Segment]
+) -> list[Segment]:
     i = j = 0
     found = []
-    while i < rows and j < columns:
-        stop, after = taken[i, j]
-        if stop > i and after > j:
-            found.append((i, stop, j))
-        i, j = stop, after
+    while i < len(best) - 1 and j < len(best[0]) - 1:
+        segment = taken.get((i, j))
+        if segment is not None:
+            found.append(segment)
+            i, j = segment.stop, j + 1
+        elif best[i][j] == best[i][j + 1]:
+            j += 1
+        else:
+            i += 1
     return found
 
 
@@ -174,10 +186,10 @@ def align_plan(plan: Plan, gold: Gold, rules: ValueSettings = EXACT) -> list[int
     calls = [call for step in steps for call in step]
     if not calls or not plan.sub_tasks:
         return [None] * len(plan.sub_tasks)
-    scores = np.array([[_likeness(s, call, rules) for call in calls] for s in plan.sub_tasks])
+    cells = [[_likeness(s, call, rules) for call in calls] for s in plan.sub_tasks]
     if len(calls) == len(steps):
-        return align(scores)
-    return _align_steps(scores, [len(step) for step in steps])
+        return _aligned(cells, len(calls))
+    return _align_steps(np.array(cells), [len(step) for step in steps])
 
 
 def _likeness(sub_task: SubTask, call: ToolCall, rules: ValueSettings) -> float:
@@ -200,7 +212,7 @@ def _align_steps(scores: Scores, sizes: Sequence[int]) -> list[int | None]:
 
     rows = len(scores)
     aligned: list[int | None] = [None] * rows
-    for segment in segments(rows, len(sizes), total, [rows] * len(sizes))[1]:
-        for i, j in within(*segment):
+    for segment in segments(rows, [rows] * len(sizes), total):
+        for i, j in within(segment.start, segment.stop, segment.column):
             aligned[i] = j
     return aligned

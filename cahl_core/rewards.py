@@ -214,22 +214,22 @@ def execution_reward(
     extra = c_extra * max(0, len(calls) - max(sum(map(len, steps)), 1))
     if not steps:
         return max(0.0, float(not any(calls)) - extra)
-    total = step_alignment(calls, steps, rules)[0]
+    total = sum(score for _, _, score in step_alignment(calls, steps, rules))
     return max(0.0, total / len(steps) - extra)
 
 
 def step_alignment(
     calls: Sequence[Sequence[ToolCall]], steps: Sequence[Sequence[ToolCall]], rules: ValueSettings
-) -> tuple[float, list[tuple[list[int], int, float]]]:
-    """The alignment behind R_exe: the sum of R_sem, and (sub-tasks, step, R_sem) of each met step."""
+) -> list[tuple[list[int], int, float]]:
+    """The alignment behind R_exe: (sub-tasks, step, R_sem) of each met step."""
     made = [k for k, some in enumerate(calls) if some]
 
     def score(start: int, stop: int, step: int) -> float:
         together = [call for k in made[start:stop] for call in calls[k]]
         return semantic_reward(together, steps[step], rules)
 
-    total, found = segments(len(made), len(steps), score, [len(step) for step in steps])
-    return total, [(made[a:b], step, score(a, b, step)) for a, b, step in found]
+    found = segments(len(made), [len(step) for step in steps], score)
+    return [(made[f.start : f.stop], f.column, f.score) for f in found]
 
 
 def parameter_reward(plan: Plan, gold: Gold, match: str, rules: ValueSettings = EXACT) -> float:
