@@ -8,9 +8,9 @@ import pytest
 from rollout_trees import GOLD_PLAN, flat_tree, good_tree
 
 from cahl_core.config import validate
-from cahl_core.tracking import Tracker
 from cahl_core.traces.mlflow import log_trace
 from cahl_core.traces.record import trace_record
+from cahl_core.tracking import Tracker
 
 SETTINGS = validate({})
 
