@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import count
 
 MAX_LITERAL = 48  # a longer line of a template is a sentence, not a role marker
+MAX_SPACES = 4
 REPLACEMENT = "\ufffd"
 
 _BRACKETED = re.compile(r"<<[^<>\s]+>>|<[^<>\s]+>|\[[^\[\]\s]+\]")
@@ -21,7 +23,7 @@ class Markers:
     """A set of markers, and `neutralise` for them; quick for thousands of them."""
 
     def __init__(self, markers: Iterable[str]) -> None:
-        self.texts = tuple(dict.fromkeys(m for m in markers if m.strip()))
+        self.texts = tuple(dict.fromkeys(m for m in markers if m.strip() and m != REPLACEMENT))
         self._by_first: dict[str, tuple[list[int], frozenset[str]]] = {}
         for first in {m[0] for m in self.texts}:
             mine = frozenset(m for m in self.texts if m[0] == first)
@@ -33,19 +35,21 @@ class Markers:
     def neutralise(self, text: str) -> str:
         """``text`` without any marker: each has a space after its first character.
 
-        A marker of one character has no inside; it becomes U+FFFD. The result is looked at again,
-        since breaking one marker may complete another.
+        The result is looked at again, since breaking one marker may complete another. Where no space
+        helps (a marker of one character, or one with a space as its second), U+FFFD replaces it.
         """
-        while True:
+        for attempt in count():
             found = self._found(text)
             if not found:
-                return text
+                break
             parts, end = [], 0
             for position, length in found:
+                spaced = length > 1 and attempt < MAX_SPACES
                 parts.append(text[end:position])
-                parts.append(REPLACEMENT if length == 1 else text[position] + " ")
+                parts.append(text[position] + " " if spaced else REPLACEMENT)
                 end = position + 1
             text = "".join([*parts, text[end:]])
+        return text
 
     def _found(self, text: str) -> list[tuple[int, int]]:
         """Position and length of the markers in ``text``."""

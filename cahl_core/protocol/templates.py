@@ -24,6 +24,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+MAX_FOLDS = 8
+
 # Prompts must not depend on the day: a model is trained and asked on different ones.
 DAY = datetime(2024, 7, 26)
 
@@ -40,7 +42,7 @@ class Dialect:
         takes_repeats: two user turns may follow one another; if not, they become one.
         special: the tokenizer's own markers, apart from our tags.
         markers: all that data must not write.
-        folds: the tokenizer normalises text before it looks for special tokens.
+        normaliser: what the tokenizer does to text before it looks for tokens, if anything.
     """
 
     template: str | None
@@ -48,7 +50,7 @@ class Dialect:
     takes_repeats: bool
     special: tuple[str, ...]
     markers: Markers
-    folds: bool
+    normaliser: Any
 
 
 def dialect_of(tokenizer: Any) -> Dialect:
@@ -83,7 +85,7 @@ def clean(tokenizer: Any, text: str) -> str:
     """``text`` such that, inside a prompt, it opens and closes neither a role nor a tag."""
     dialect = dialect_of(tokenizer)
     text = dialect.markers.neutralise(text)
-    return _unfolded(tokenizer, text) if dialect.folds else text
+    return text if dialect.normaliser is None else _unfolded(dialect, text)
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
@@ -104,9 +106,10 @@ def _dialect(tokenizer: Any, size: int, template: str) -> Dialect:
     special = tuple(sorted({t for t in names if t.strip()} - set(TAGS)))
     literals = literal_markers(_literals(tokenizer, ours, takes_system), special)
     normaliser = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    folds = normaliser is not None and any(getattr(t, "normalized", False) for t in added)
-    markers = Markers((*special, *literals, *TAGS))
-    return Dialect(ours, takes_system, takes_repeats, special, markers, folds)
+    texts = [*special, *literals, *TAGS]
+    if normaliser is not None:
+        texts += [normaliser.normalize_str(text) for text in texts]
+    return Dialect(ours, takes_system, takes_repeats, special, Markers(texts), normaliser)
 
 
 def _rendered(tokenizer: Any, template: str | None, turns: Sequence[Turn]) -> str:
@@ -169,22 +172,15 @@ def _arranged(dialect: Dialect, system: str, turns: Sequence[Turn]) -> list[Turn
     return lead + merged
 
 
-def _unfolded(tokenizer: Any, text: str) -> str:
-    """Breaks up what becomes a special token only through the tokenizer's own normalisation."""
-    backend = tokenizer.backend_tokenizer
-    added = {i for i, t in tokenizer.added_tokens_decoder.items() if str(t).strip()}
-    for attempt in range(8):
-        encoding = backend.encode(text, add_special_tokens=False)
-        spans = [
-            (start, end)
-            for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
-            if i in added and end > start
-        ]
-        if not spans:
+def _unfolded(dialect: Dialect, text: str) -> str:
+    """Breaks up what becomes a marker only through the tokenizer's own normalisation.
+
+    Such text is replaced by its normal form, which the tokenizer would have made of it anyway.
+    """
+    for _ in range(MAX_FOLDS):
+        folded = dialect.normaliser.normalize_str(text)
+        neutral = dialect.markers.neutralise(folded)
+        if neutral == folded:
             return text
-        for start, end in reversed(spans):
-            piece = text[start:end]
-            # at first a space inside; if that is normalised away too, between all characters
-            broken = f"{piece[0]} {piece[1:]}" if attempt < 4 else " ".join(piece)
-            text = text[:start] + (broken if len(piece) > 1 else REPLACEMENT) + text[end:]
-    return REPLACEMENT
+        text = neutral
+    return REPLACEMENT  # the normaliser takes out whatever is put in
