@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cahl_core.call_metrics import is_solved, plan_is_valid, redundant_calls
 from cahl_core.config import Settings
 from cahl_core.errors import StageInputError
-from cahl_core.evaluation.metrics import is_solved, plan_is_valid, redundant_calls
 from cahl_core.files import read_jsonl
 from cahl_core.protocol.forms import openings
 from cahl_core.protocol.parsing import ParseFailure, parse_plan, split_single

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cahl_core.call_metrics import call_counts, plan_is_valid
 from cahl_core.evaluation import bfcl, dev, report
 from cahl_core.evaluation.bfcl import BfclItem, Scored
 from cahl_core.evaluation.checker import BfclChecker, Verdict
 from cahl_core.evaluation.dev import DevRecord
-from cahl_core.evaluation.metrics import call_counts, plan_is_valid
 from cahl_core.evaluation.runner import (
     ModelRun,
     answer_of,
@@ -122,7 +122,10 @@ def summarise(
         if r.form != "low_only"
     ]
     plans += [r["plan_valid"] for r in records if r["plan_valid"] is not None]
-    counts = [call_counts(r, i.tools) for i, r in zip(items, results, strict=True)]
+    counts = [
+        call_counts([s.execution for s in r.steps], i.tools)
+        for i, r in zip(items, results, strict=True)
+    ]
     valid = sum(v for v, _ in counts) + sum(r["calls_valid"] for r in records)
     attempted = sum(a for _, a in counts) + sum(r["calls_attempted"] for r in records)
     return {

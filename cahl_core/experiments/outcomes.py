@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from cahl_core.call_metrics import call_counts, is_solved, plan_is_valid, redundant_calls
 from cahl_core.canonical import EXACT
 from cahl_core.config import Settings
 from cahl_core.datasets.targets import resolved_gold
-from cahl_core.evaluation.metrics import call_counts, is_solved, plan_is_valid, redundant_calls
 from cahl_core.protocol.parsing import Execution, ParseFailure
 from cahl_core.records import ToolTask
 from cahl_core.rewards import semantic_reward
@@ -47,7 +47,7 @@ def _outcome(tree: Tree, node: PlanNode, g: int, rules: ValueSettings) -> Outcom
     steps = [_step(sub, g) for sub in node.nodes if sub.executions]
     result = AgentResult(steps=steps)
     calls = result.calls
-    valid, attempted = call_counts(result, task.tools)
+    valid, attempted = call_counts([s.execution for s in result.steps], task.tools)
     planned = node.sample is not None
     sound = not planned or plan_is_valid(node.plan, task.tools)
     unread = isinstance(node.plan, ParseFailure) or (attempted > len(calls) and not calls)

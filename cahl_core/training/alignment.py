@@ -1,6 +1,6 @@
 """Alignment metrics (method, section 7): does the planner propose what the executor can carry out?
 
-Validity, solved, valid and redundant calls are those of `evaluation.metrics`, taken over whole runs:
+Validity, solved, valid and redundant calls are those of `call_metrics`, taken over whole runs:
 run g of a plan is execution g of each of its sub-tasks. Every plan counts the same in
 ``solved_share``, however many executions it has. In the arms without a planner the metrics of plans
 are absent. A metric without observations is absent too, never NaN.
@@ -12,16 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from cahl_core.call_metrics import call_counts, is_solved, plan_is_valid, redundant_calls
 from cahl_core.datasets.targets import resolved_gold
-from cahl_core.evaluation.metrics import (
-    call_counts,
-    is_solved,
-    plan_is_valid,
-    redundant_calls,
-)
 from cahl_core.protocol.parsing import Execution, ParseFailure
 from cahl_core.records import Plan
-from cahl_core.serving.agent import AgentResult, StepResult
 from cahl_core.training.credit import solved
 from cahl_core.training.tree import PlanNode, SubTaskNode, Tree
 
@@ -83,7 +77,7 @@ def _judged(node: SubTaskNode) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One pass over a plan, by the definitions of `evaluation.metrics`."""
+    """One pass over a plan, by the definitions of `call_metrics`."""
 
     calls: int
     attempted: int
@@ -110,32 +104,33 @@ def _runs(tree: Tree, node: PlanNode) -> list[_Run]:
     gold, tools = resolved_gold(tree.task), tree.task.tools
     sound = node.sample is None or plan_is_valid(node.plan, tools)
     runs = []
-    for steps in _passes(node):
-        result = AgentResult(steps=steps)
-        calls = result.calls
-        valid, attempted = call_counts(result, tools)
+    for executions in _passes(node):
+        calls = [c for e in executions if isinstance(e, Execution) for c in e.calls]
+        valid, attempted = call_counts(executions, tools)
         broken = attempted - len(calls)
         solved = sound and not broken and is_solved(calls, gold)
         runs.append(_Run(len(calls), attempted, valid, redundant_calls(calls, gold), solved))
     return runs
 
 
-def _passes(node: PlanNode) -> Iterator[list[StepResult]]:
-    """The executions of each run, calls with their references replaced; one empty run of a plan
-        without sub-tasks. What was not sampled for its length made no call; in the flat arms a void sample
-    is no run (with a planner, a broken environment voids the plan)."""
+def _passes(node: PlanNode) -> Iterator[list[Execution | ParseFailure]]:
+    """The executions of each run, calls with their references replaced.
+
+    A plan without sub-tasks has one empty run. What was not sampled for its length made no call; in
+    the flat arms a void sample is no run (with a planner, a broken environment voids the plan).
+    """
     nodes = [sub for sub in node.nodes if sub.samples]
     for g in range(max((len(sub.samples) for sub in nodes), default=1)):
         ran = [sub for sub in nodes if not sub.samples[g].void]
         if ran or node.sample is not None:
-            yield [_step(sub, g) for sub in ran]
+            yield [_execution(sub, g) for sub in ran]
 
 
-def _step(node: SubTaskNode, g: int) -> StepResult:
+def _execution(node: SubTaskNode, g: int) -> Execution | ParseFailure:
     execution = node.executions[g]
-    if isinstance(execution, Execution):
-        execution = replace(execution, calls=tuple(node.calls[g]))
-    return StepResult(node.sub_task, node.samples[g].completion.text, execution)
+    if isinstance(execution, ParseFailure):
+        return execution
+    return replace(execution, calls=tuple(node.calls[g]))
 
 
 def _spearman(nodes: Sequence[PlanNode]) -> float | None:

@@ -14,7 +14,6 @@ from cahl_core.records import Plan, ToolCall
 from cahl_core.rewards import executor_reward, planner_reward
 from cahl_core.roles import ROLES, Role
 from cahl_core.success import executor_success
-from cahl_core.training.curriculum import NO_TOOL
 from cahl_core.training.distributed import Workers
 from cahl_core.training.tree import PlanNode, Sample, SubTaskNode, Tree
 
@@ -79,18 +78,6 @@ def _score_executions(
 def solved(sub: SubTaskNode) -> list[bool]:
     """Which samples met their gold exactly."""
     return [reward.semantics == 1.0 and reward.form == 1.0 for reward in sub.rewards]
-
-
-def outcomes(trees: Sequence[Tree]) -> dict[str, tuple[float, float]]:
-    """Per gold tool the executor samples that met their gold, and those that did not."""
-    counts: dict[str, tuple[float, float]] = {}
-    for tree in trees:
-        for sub in (n for p in tree.plans for n in p.nodes if n.gold is not None):
-            for name in dict.fromkeys(c.name for c in sub.gold or ()) or {NO_TOOL: None}:
-                right = float(sum(solved(sub)))
-                s, f = counts.get(name, (0.0, 0.0))
-                counts[name] = (s + right, f + len(sub.rewards) - right)
-    return counts
 
 
 # --- advantages ----------------------------------------------------------------------------------

@@ -13,9 +13,23 @@ from typing import Any
 
 from cahl_core.records import ToolTask
 from cahl_core.train_config import CurriculumSettings
+from cahl_core.training.credit import solved
 from cahl_core.training.data import epoch_order, weights_of
+from cahl_core.training.tree import Tree
 
 NO_TOOL = ""  # the sub-task that answers in words
+
+
+def outcomes(trees: Sequence[Tree]) -> dict[str, tuple[float, float]]:
+    """Per gold tool the executor samples that met their gold, and those that did not."""
+    counts: dict[str, tuple[float, float]] = {}
+    for tree in trees:
+        for sub in (n for p in tree.plans for n in p.nodes if n.gold is not None):
+            for name in dict.fromkeys(c.name for c in sub.gold or ()) or {NO_TOOL: None}:
+                right = float(sum(solved(sub)))
+                s, f = counts.get(name, (0.0, 0.0))
+                counts[name] = (s + right, f + len(sub.rewards) - right)
+    return counts
 
 
 class Capability:

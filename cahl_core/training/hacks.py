@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from cahl_core.call_metrics import call_key
 from cahl_core.canonical import canonical, leaves
 from cahl_core.datasets.references import whole_reference
 from cahl_core.datasets.targets import resolved_gold
-from cahl_core.evaluation.metrics import call_key
 from cahl_core.protocol.parsing import Execution
 from cahl_core.records import Plan
 from cahl_core.training.tree import PlanNode, Sample, SubTaskNode, Tree

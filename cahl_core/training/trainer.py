@@ -25,8 +25,8 @@ from cahl_core.training import checkpoints
 from cahl_core.training.alarm import CollapseAlarm
 from cahl_core.training.alignment import alignment_metrics
 from cahl_core.training.arms import learners, shuffle_credit
-from cahl_core.training.credit import outcomes, set_advantages, signal_trees, training_samples
-from cahl_core.training.curriculum import Capability, Sampler
+from cahl_core.training.credit import set_advantages, signal_trees, training_samples
+from cahl_core.training.curriculum import Capability, Sampler, outcomes
 from cahl_core.training.distributed import Workers
 from cahl_core.training.guards import HackReport
 from cahl_core.training.places import Places

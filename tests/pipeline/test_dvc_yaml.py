@@ -20,7 +20,6 @@ STAGES = read_stages(ROOT)
 
 # How a stage runs and reports; a change here does not change what it computes.
 RUNTIME = {
-    "train_config",
     "__init__",
     "cli",
     "config",
@@ -31,6 +30,7 @@ RUNTIME = {
     "stage",
     "tables",
     "tracking",
+    "train_config",
 }
 
 
@@ -60,7 +60,11 @@ def test_code_a_stage_imports_is_among_its_deps(stage: DvcStage) -> None:
     files = own_files(MODULES[stage.name])
     if not files:
         pytest.skip(f"{MODULES[stage.name]} is not written yet")
-    names = {str(path.relative_to(ROOT)) for path in files if path.stem not in RUNTIME}
+    names = {
+        str(path.relative_to(ROOT))
+        for path in files
+        if path.stem not in RUNTIME and path.parent.name != "traces"  # what a run shows of itself
+    }
     covered = {n for n in names if any(n == d or n.startswith(f"{d}/") for d in stage.deps)}
     assert names - covered == set()
 

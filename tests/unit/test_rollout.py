@@ -15,12 +15,8 @@ from cahl_core.protocol.prompts import execution_text, plan_text
 from cahl_core.protocol.texts import single_text
 from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolTask
 from cahl_core.training.arms import learners, shuffle_credit
-from cahl_core.training.credit import (
-    outcomes,
-    set_advantages,
-    signal_trees,
-    training_samples,
-)
+from cahl_core.training.credit import set_advantages, signal_trees, training_samples
+from cahl_core.training.curriculum import outcomes
 from cahl_core.training.distributed import Workers
 from cahl_core.training.rollout import Roller
 from cahl_core.training.tree import Tree

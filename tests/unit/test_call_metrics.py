@@ -6,15 +6,14 @@ import json
 
 import pytest
 
-from cahl_core.evaluation.metrics import (
+from cahl_core.call_metrics import (
     call_counts,
     is_solved,
     plan_is_valid,
     redundant_calls,
 )
-from cahl_core.protocol.parsing import ParseFailure, parse_execution, parse_plan
-from cahl_core.records import SubTask, ToolCall, ToolSpec
-from cahl_core.serving.agent import AgentResult, StepResult
+from cahl_core.protocol.parsing import Execution, ParseFailure, parse_execution, parse_plan
+from cahl_core.records import ToolCall, ToolSpec
 
 TOOLS = [
     ToolSpec(
@@ -60,9 +59,8 @@ def _text(name: str, arguments: dict[str, object]) -> str:
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
-def _result(*texts: str) -> AgentResult:
-    steps = [StepResult(SubTask("t", "f"), t, parse_execution(t)) for t in texts]
-    return AgentResult("", None, steps)
+def _result(*texts: str) -> list[Execution | ParseFailure]:
+    return [parse_execution(text) for text in texts]
 
 
 def test_a_plan_with_a_tool_that_was_not_offered_is_invalid() -> None:
