@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -26,8 +25,14 @@ CHATML = (
 
 MAX_FOLDS = 8
 
-# Prompts must not depend on the day: a model is trained and asked on different ones.
-DAY = datetime(2024, 7, 26)
+# Prompts must not depend on the day: a model is trained and asked on different ones. Some templates
+# take the day as an argument, others ask for it; the macro hides the function they ask.
+DAY = "26 Jul 2024"
+SAME_DAY = (
+    "{%- macro strftime_now(format) -%}"
+    "{{ '2024-07-26' if '-' in format else '26 Jul 2024' }}"
+    "{%- endmacro -%}"
+)
 
 _SYSTEM, _USER, _ANSWER, _AGAIN = "Sentinela", "Sentinelb", "Sentinelc", "Sentineld"
 
@@ -37,7 +42,8 @@ class Dialect:
     """What is known of a tokenizer's template.
 
     Attributes:
-        template: ours where the tokenizer has none, else ``None``.
+        template: ours where the tokenizer has none, its own made independent of the day where it asks
+            for that, else ``None``.
         takes_system: a system turn is written; if not, its text leads the first user turn.
         takes_repeats: two user turns may follow one another; if not, they become one.
         special: the tokenizer's own markers, apart from our tags.
@@ -96,20 +102,22 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
 
 @lru_cache(maxsize=8)
 def _dialect(tokenizer: Any, size: int, template: str) -> Dialect:
-    ours = None if getattr(tokenizer, "chat_template", None) else CHATML
-    takes_system = _keeps(tokenizer, ours, [("system", _SYSTEM), ("user", _USER)])
+    own = None if getattr(tokenizer, "chat_template", None) else CHATML
+    if own is None and "strftime_now" in template:
+        own = SAME_DAY + str(tokenizer.get_chat_template())
+    takes_system = _keeps(tokenizer, own, [("system", _SYSTEM), ("user", _USER)])
     takes_repeats = _keeps(
-        tokenizer, ours, [("user", _USER), ("user", _AGAIN), ("assistant", _ANSWER)]
-    ) and _keeps(tokenizer, ours, [("assistant", _ANSWER), ("user", _USER)])
+        tokenizer, own, [("user", _USER), ("user", _AGAIN), ("assistant", _ANSWER)]
+    ) and _keeps(tokenizer, own, [("assistant", _ANSWER), ("user", _USER)])
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     names = {str(t) for t in added} | {str(t) for t in tokenizer.all_special_tokens}
     special = tuple(sorted({t for t in names if t.strip()} - set(TAGS)))
-    literals = literal_markers(_literals(tokenizer, ours, takes_system), special)
+    literals = literal_markers(_literals(tokenizer, own, takes_system), special)
     normaliser = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     texts = [*special, *literals, *TAGS]
     if normaliser is not None:
         texts += [normaliser.normalize_str(text) for text in texts]
-    return Dialect(ours, takes_system, takes_repeats, special, Markers(texts), normaliser)
+    return Dialect(own, takes_system, takes_repeats, special, Markers(texts), normaliser)
 
 
 def _rendered(tokenizer: Any, template: str | None, turns: Sequence[Turn]) -> str:
@@ -119,8 +127,7 @@ def _rendered(tokenizer: Any, template: str | None, turns: Sequence[Turn]) -> st
         tokenize=False,
         add_generation_prompt=True,
         enable_thinking=False,
-        date_string=DAY.strftime("%d %b %Y"),
-        strftime_now=DAY.strftime,
+        date_string=DAY,
         **options,
     )
     return text
