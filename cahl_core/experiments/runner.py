@@ -29,7 +29,8 @@ from cahl_core.experiments.state import (
 from cahl_core.experiments.worker import Spec
 from cahl_core.files import write_json
 
-GRACE_SECONDS = 60.0  # for a process to save its state after SIGTERM
+INTERRUPT_SECONDS = 5.0  # for a worker to end by the Ctrl-C that it got too
+GRACE_SECONDS = 60.0  # for a worker to save its state after SIGTERM
 
 Launch = Callable[[Path], int]
 Log = Callable[[str], None]
@@ -198,7 +199,7 @@ def spawn(spec: Path) -> int:
         except BaseException as reason:
             if isinstance(reason, KeyboardInterrupt):  # Ctrl-C went to the worker too
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(GRACE_SECONDS / 4)
+                    process.wait(INTERRUPT_SECONDS)
             process.terminate()
             with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.wait(GRACE_SECONDS)

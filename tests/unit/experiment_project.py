@@ -21,11 +21,15 @@ GRID: dict[str, Any] = {
 
 
 def make_experiment(root: Path, backbone: Path, **grid: Any) -> Path:
-    """The project of `make_project` with settings and ``configs/experiments/tiny.yaml``."""
+    """The project of `make_project` with settings and ``configs/experiments/tiny.yaml``.
+
+    Its MLflow experiment is called like the directory, so that tests can share one store.
+    """
     make_project(root, backbone)
     write_yaml(root / "params.yaml", {"profile": "tiny"})
     train = {k: v for k, v in SMALL["train"].items() if k != "steps"}
-    write_yaml(root / "configs/tiny.yaml", {**SMALL, "train": train})
+    tracking = {"experiment": root.name}
+    write_yaml(root / "configs/tiny.yaml", {**SMALL, "train": train, "tracking": tracking})
     return write_grid(root, **grid)
 
 
