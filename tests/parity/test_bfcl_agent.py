@@ -15,9 +15,12 @@ from cahl_core.evaluation.bfcl import AST, UNANSWERABLE, BfclItem, load_items, s
 from cahl_core.evaluation.bfcl import Scored as ScoredItem
 from cahl_core.evaluation.checker import Answer, BfclChecker
 from cahl_core.evaluation.runner import answer_of, bfcl_requests
-from cahl_core.protocol.prompts import execution_text, executor_prompt, plan_text, planner_prompt
+from cahl_core.protocol.forms import flat_prompt
+from cahl_core.protocol.prompts import executor_prompt, planner_prompt
+from cahl_core.protocol.texts import execution_text, plan_text, single_text
 from cahl_core.records import Plan, SubTask, ToolCall
 from cahl_core.serving.agent import Agent
+from cahl_core.train_config import FORMS, Form
 
 SETTINGS = ModelSettings(max_context=100_000, tool_rendering="json")
 TWICE = {"live_simple_29-7-2", "live_simple_176-102-0", "live_multiple_262-125-1"}
@@ -56,12 +59,20 @@ class Oracle:
         gold: Mapping[str, tuple[ToolCall, ...]],
         executor: str | None = None,
         planner: str | None = None,
+        form: Form = "hierarchical",
     ) -> None:
         tokenizer = CharacterTokenizer()
+        self.form = form
         rendering = SETTINGS.tool_rendering
         self.texts: dict[tuple[int, ...], str] = {}
         for item in items:
             plan = Plan(tuple(SubTask("call", c.name, c.arguments) for c in gold.get(item.id, ())))
+            if form != "hierarchical":
+                prompt = flat_prompt(form, tokenizer, item.messages, item.tools, rendering)
+                calls = gold.get(item.id, ())
+                text = execution_text(calls) if form == "low_only" else single_text(plan, calls)
+                self.texts[tuple(prompt)] = text if executor is None else executor
+                continue
             prompt = planner_prompt(tokenizer, item.messages, item.tools, rendering)
             self.texts[tuple(prompt)] = plan_text(plan) if planner is None else planner
             for sub_task, call in zip(plan.sub_tasks, gold.get(item.id, ()), strict=True):
@@ -84,7 +95,8 @@ def gold(bfcl_wheel: Path) -> dict[str, tuple[ToolCall, ...]]:
 
 
 def _evaluate(checker: BfclChecker, items: list[BfclItem], oracle: Oracle) -> list[ScoredItem]:
-    agent = Agent(oracle, CharacterTokenizer(), SETTINGS, plan_tokens=1, call_tokens=1)
+    settings = SETTINGS.model_copy(update={"form": oracle.form})
+    agent = Agent(oracle, CharacterTokenizer(), settings, plan_tokens=1, call_tokens=1)
     results = agent.run(bfcl_requests(items))
     answers: list[Answer] = [answer_of(i, r) for i, r in zip(items, results, strict=True)]
     verdicts = checker.score(answers)
@@ -100,6 +112,23 @@ def test_perfect_planner_and_executor_reach_the_ceiling(
     scored = _evaluate(checker, items, Oracle(items, gold))
     assert {s.verdict.id for s in scored if not s.verdict.valid} <= set(UNANSWERABLE)
     assert summary(scored, full=False)["irrelevance_strict"] == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_perfect_flat_model_reaches_the_ceiling_and_a_mute_one_nothing(
+    checker: BfclChecker,
+    items: list[BfclItem],
+    gold: dict[str, tuple[ToolCall, ...]],
+    form: Form,
+) -> None:
+    scored = _evaluate(checker, items, Oracle(items, gold, form=form))
+    assert {s.verdict.id for s in scored if not s.verdict.valid} <= set(UNANSWERABLE)
+    assert summary(scored, full=False)["irrelevance_strict"] == 1
+    mute = summary(
+        _evaluate(checker, items, Oracle(items, gold, executor="", form=form)), full=False
+    )
+    assert (mute["bfcl_accuracy"], mute["irrelevance_strict"]) == (0, 0)
+    assert mute["decode_failures"] == mute["bfcl_n"]
 
 
 def test_a_perfect_planner_with_a_mute_executor_scores_nothing(
