@@ -124,10 +124,8 @@ def _numbers(sample: Mapping[str, Any]) -> Line:
     """Reward and advantage, the parts, tokens, and what is special about the text."""
     advantage = sample["advantage"]
     style = GOOD if advantage > 0 else BAD if advantage < 0 else ""
-    line: Line = [
-        (f"reward {sample['reward']:.3f}", HEAD),
-        (f"  advantage {advantage:+.3f}", style),
-    ]
+    reward = "not judged" if sample["parts"] is None else f"reward {sample['reward']:.3f}"
+    line: Line = [(reward, HEAD), (f"  advantage {advantage:+.3f}", style)]
     parts = {k: v for k, v in (sample["parts"] or {}).items() if k != "total"}
     line.append(("".join(f"  {key} {value:.2f}" for key, value in parts.items()), ""))
     line.append((f"  {sample['tokens']} tokens", DIM))

@@ -32,7 +32,9 @@ class Query:
         return self.only_signal or self.min_reward is not None or self.max_reward is not None
 
     def wants(self, sampled: Mapping[str, Any]) -> bool:
-        """Whether one text fulfils the query."""
+        """Whether one text fulfils the query; what was not judged fulfils no narrower one."""
+        if sampled["parts"] is None:
+            return not self.narrows
         reward = sampled["reward"]
         return (
             (self.min_reward is None or reward >= self.min_reward)

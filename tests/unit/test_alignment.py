@@ -54,6 +54,17 @@ def test_wrong_tools_broken_texts_and_repeats_by_hand() -> None:
     assert "calls_per_solved_task" not in found
 
 
+def test_gold_calls_alone_do_not_solve() -> None:
+    asked, third = task(), ("rate", {})
+    steps = [("find", {"city": "Rome"}), ("book", {"id": "$var1.id$"})]
+    broken = plan_node(asked, plan(*steps, third), [[FIND_ROME], [BOOK_7], ["no"]])
+    unknown = plan_node(asked, plan(*steps, ("nope", {})), [[FIND_ROME], [BOOK_7], [FIND_ROME]])
+    whole = plan_node(asked, plan(*steps, third), [[FIND_ROME], [BOOK_7], [FIND_ROME]])
+    shares = [_metrics(Tree(asked, [n])) for n in (broken, unknown, whole)]
+    assert [found["solved_share"] for found in shares] == [0, 0, 1]
+    assert shares[2]["redundant_call_rate"] == pytest.approx(1 / 3)
+
+
 def test_a_sub_task_without_a_tool_is_followed_by_words() -> None:
     asked = task(steps=(), meta={})
     said = "<response>No.</response>"

@@ -67,7 +67,9 @@ def test_good_rollouts_show_no_pattern() -> None:
     asked = task(steps=(), meta={})
     declined = plan_node(asked, "<plan>[]</plan>", [])
     assert declined.reward is not None and declined.reward.total > 0
-    assert _found(Tree(asked, [declined])) == set()
+    in_words = plan_node(asked, plan((None, {})), [["<response>No tool fits.</response>"]])
+    assert in_words.nodes[0].samples[0].reward > 0
+    assert _found(Tree(asked, [declined, in_words])) == set()
 
 
 def test_texts_that_the_limit_cut_are_seen_where_they_earn() -> None:

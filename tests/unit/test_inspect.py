@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from rollout_trees import FIND_ROME, GOLD_PLAN, call, flat_tree, good_tree, plan_node, task
+from rollout_trees import FIND_ROME, GOLD_PLAN, call, flat_tree, good_tree, plan, plan_node, task
 from typer.testing import CliRunner, Result
 
 from cahl_core.cli import app
@@ -99,6 +99,18 @@ def test_every_verdict_has_a_sign_and_words(text: str, expected: str) -> None:
     shown = "\n".join(lines(record_node(trace_record(tree, 0, SETTINGS), Query())))
     assert expected in shown
     assert "run 1: step 1 " in shown and "step 2 not met  ✗ not solved" in shown
+
+
+def test_what_was_not_judged_has_no_reward_and_is_in_no_bounds() -> None:
+    asked = task()
+    tree = Tree(asked, [plan_node(asked, plan(("rate", {})), [[call("rate")]])])
+    record = trace_record(tree, 0, SETTINGS)
+    shown = "\n".join(lines(record_node(record, Query())))
+    assert "[no gold step: trains no executor]\n      execution 1  not judged" in shown
+    assert select([record], Query("executor", max_reward=9), "step", None).matching == 0
+    assert "execution 1" not in "\n".join(
+        lines(record_node(record, Query("executor", max_reward=9)))
+    )
 
 
 def test_a_plan_without_sub_tasks_misses_the_gold_calls() -> None:

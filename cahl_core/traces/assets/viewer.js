@@ -161,11 +161,11 @@
     const line = sample ? numbers("plan " + (k + 1), sample) : el("b", {}, "the request itself");
     return lazy(line, isOpen || !sample, () => [
       ...(sample && role !== "executor" ? [...written(sample), ...planVerdicts(sample.breakdown)] : []),
-      ...(role === "planner" && sample ? [] : plan.sub_tasks.map((s, n) => subTask(s, n))),
+      ...(role === "planner" && sample ? [] : plan.sub_tasks.map((s, n) => subTask(s, n, isOpen))),
       plan.sub_tasks.length || !sample ? null : el("p", { class: "soft" }, plan.plan ? "No sub-task: it declines." : "Nothing was executed."),
     ]);
   }
-  function subTask(s, n) {
+  function subTask(s, n, isOpen) {
     const what = s.tool === null ? "answer in words" : call({ name: s.tool, arguments: s.arguments });
     const stands = s.gold === null ? "no gold step: trains no executor"
       : !s.gold.length ? "no call due" : s.column === null ? "the whole request" : "gold " + (s.column + 1);
@@ -173,7 +173,7 @@
       el("h3", {}, "sub-task " + (n + 1) + "  ", el("code", {}, what), " ", el("span", { class: "tag" }, stands)),
       el("p", { class: "message soft" }, s.task),
       prompt(s.prompt),
-      s.samples.length ? s.samples.map((sample, g) => lazy(numbers("execution " + (g + 1), sample), false, () => [
+      s.samples.length ? s.samples.map((sample, g) => lazy(numbers("execution " + (g + 1), sample), isOpen && g === 0, () => [
         ...written(sample), verdicts(sample.breakdown),
         sample.result === null ? null : el("p", {}, "result ", el("code", {}, json(sample.result))),
       ])) : el("p", { class: "soft" }, "Not executed: its prompt is too long."));
@@ -187,13 +187,16 @@
     });
     const tags = [[!sample.in_signal, "no signal"], [!sample.finished, "cut by the token limit"],
       [sample.failure, "outside the grammar"], [sample.void, "void"]].filter(([holds]) => holds);
-    return el("span", { class: "line" }, el("b", {}, name), el("span", {}, "reward " + number(sample.reward)),
+    return el("span", { class: "line" }, el("b", {}, name), el("span", {}, sample.parts ? "reward " + number(sample.reward) : "not judged"),
       el("span", { class: style }, "advantage " + (sample.advantage > 0 ? "+" : "") + number(sample.advantage)),
       parts, el("span", { class: "soft" }, sample.tokens + " tokens"), tags.map(([, text]) => el("span", { class: "tag" }, text)));
   }
   function written(sample) {
     const failure = sample.failure;
-    return [el("pre", {}, sample.text || "(empty)"),
+    const letters = Array.from(sample.text), at = failure ? failure.position : letters.length;
+    const text = !failure ? [sample.text || "(empty)"]
+      : [letters.slice(0, at).join(""), el("mark", { title: failure.reason }, letters[at] || "⏎"), letters.slice(at + 1).join("")];
+    return [el("pre", {}, ...text),
       failure ? el("p", { class: "bad" }, "✗ outside the grammar: " + failure.reason + " (character " + failure.position + ")") : null];
   }
   const SIGNS = { equal: ["✓ equal", "good"], differs: ["✗ differs", "bad"], missing: ["✗ missing", "bad"], extra: ["✗ not due", "bad"] };
