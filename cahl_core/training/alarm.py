@@ -17,8 +17,9 @@ class CollapseAlarm:
     """Says when entropy, length or signal of a role leave their bounds (``train.alarm``).
 
     Means are over the last ``window`` rows, lengths against the mean of the first ``window`` rows.
-    An alarm is raised once and again only after it has cleared. A key that a row does not have
-    (the role is frozen, or there is none) is not watched in that row.
+    An alarm is raised once and again only after it has cleared. Entropy and groups are watched in the
+    rows in which the role learned (``<role>/loss`` is there), entropy where it had tokens to learn from:
+    without any it is reported as 0. Lengths are watched in all rows.
     """
 
     def __init__(self, settings: AlarmSettings) -> None:
@@ -29,14 +30,22 @@ class CollapseAlarm:
 
     def feed(self, row: Mapping[str, float]) -> list[str]:
         """Takes one step's metrics; returns the warnings that are new with it."""
-        keys = [f"{role}/{name}" for role in ROLES for name in ("entropy", *GROUPS)]
-        for key in [*keys, *LENGTHS.values()]:
+        for key in self._watched(row):
             if key in row and isfinite(row[key]):
                 self._note(key, float(row[key]))
         now = {name: text for role in ROLES for name, text in self._alarms(role)}
         new = [text for name, text in now.items() if name not in self._raised]
         self._raised = set(now)
         return new
+
+    def _watched(self, row: Mapping[str, float]) -> Iterator[str]:
+        yield from LENGTHS.values()
+        for role in ROLES:
+            if f"{role}/loss" not in row:
+                continue
+            yield from (f"{role}/{name}" for name in GROUPS)
+            if row.get(f"{role}/trained_tokens", 1.0) > 0:
+                yield f"{role}/entropy"
 
     def _note(self, key: str, value: float) -> None:
         window = self.settings.window

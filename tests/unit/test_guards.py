@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +153,22 @@ def test_a_report_survives_a_checkpoint_and_is_written(tmp_path: Path) -> None:
 BOUNDS = AlarmSettings(min_entropy=0.1, length_factor=2.0, zero_variance=0.5, window=2)
 
 
-def _feed(rows: list[Mapping[str, float]], bounds: AlarmSettings = BOUNDS) -> list[list[str]]:
-    alarm = CollapseAlarm(bounds)
-    return [alarm.feed(row) for row in rows]
+LEARNS = {"planner/loss": 0.1, "executor/loss": 0.1}
+
+
+def _feed(rows: list[dict[str, float]]) -> list[list[str]]:
+    alarm = CollapseAlarm(BOUNDS)
+    return [alarm.feed(LEARNS | row) for row in rows]
+
+
+def test_a_role_that_does_not_learn_is_no_collapse() -> None:
+    frozen = {"planner/entropy": 0.0, "planner/groups": 4.0, "planner/zero_variance_groups": 4.0}
+    alarm = CollapseAlarm(BOUNDS)
+    assert [alarm.feed(frozen | {"executor/loss": 0.1}) for _ in range(4)] == [[]] * 4
+    # all groups flat: nothing was learned from, so there was no entropy to measure
+    said = _feed([frozen | {"planner/trained_tokens": 0.0}] * 4)
+    assert [len(s) for s in said] == [0, 1, 0, 0]
+    assert "have equal rewards" in said[1][0]
 
 
 def test_low_entropy_is_said_once_and_again_after_it_cleared() -> None:
@@ -192,7 +205,7 @@ def test_groups_without_signal_are_a_share_over_the_window() -> None:
 
 
 def test_missing_and_non_finite_values_are_not_watched() -> None:
-    rows: list[Mapping[str, float]] = [
+    rows = [
         {"planner/entropy": 0.0}, {"executor/entropy": 1.0}, {"planner/entropy": float("nan")}, {}
     ]  # fmt: skip
     assert _feed(rows) == [[], [], [], []]
@@ -213,7 +226,7 @@ def test_a_resumed_alarm_says_what_an_uninterrupted_one_says(
     rows: list[dict[str, float]], cut: int
 ) -> None:
     first, second = CollapseAlarm(BOUNDS), CollapseAlarm(BOUNDS)
-    said: list[Any] = [first.feed(r) for r in rows[:cut]]
+    said: list[Any] = [first.feed(LEARNS | r) for r in rows[:cut]]
     second.load_json(json.loads(json.dumps(first.to_json())))
-    said += [second.feed(r) for r in rows[cut:]]
-    assert said == _feed(list(rows))
+    said += [second.feed(LEARNS | r) for r in rows[cut:]]
+    assert said == _feed(rows)
