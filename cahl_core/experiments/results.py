@@ -12,19 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from cahl_core.experiments.comparison import (
+    Outcomes,
+    compare,
+    label_of,
+    reference_of,
+    tokens_of,
+)
 from cahl_core.experiments.crossplay import Matrix, diagonal_gain, matrix
-from cahl_core.experiments.grid import START
-from cahl_core.experiments.measures import MEASURES, observations
+from cahl_core.experiments.measures import observations
 from cahl_core.experiments.notes import notes
 from cahl_core.experiments.plan import Cell
 from cahl_core.experiments.runner import Experiment
-from cahl_core.experiments.state import CellFolder, State
-from cahl_core.experiments.statistics import LEVEL, ROUNDS, Interval, difference, estimate
+from cahl_core.experiments.state import State
+from cahl_core.experiments.statistics import LEVEL, ROUNDS, Interval, difference
 from cahl_core.files import read_json, read_jsonl
 
-REFERENCE = "joint"
 CROSSED = ("reward", "success")
-Outcomes = dict[int, list[dict[str, Any]]]  # by seed
 
 
 def collect(experiment: Experiment) -> dict[str, Any]:
@@ -43,31 +47,37 @@ def collect(experiment: Experiment) -> dict[str, Any]:
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "intervals": {"level": LEVEL, "rounds": ROUNDS, "over": "seeds and tasks, crossed"},
         "inputs": dict(experiment.inputs.sums),
-        "reference": _reference(experiment),
+        "reference": reference_of(experiment.cells),
         "cells": found,
         "starts": _starts(experiment),
-        "tables": {
-            split: {
-                mode: _table(experiment, finished, outcomes, split, mode)
-                for mode in ("greedy", "sampled")
-                if mode == "greedy" or grid.evaluate.samples
-            }
-            for split in grid.evaluate.splits
-        },
+        "tables": _tables(experiment, outcomes),
         "cross_play": _cross_play(experiment, finished),
         "curves": {c.id: _curve(experiment, c) for c in finished if c.trains},
     }
     return {**results, "notes": notes(results)}
 
 
-def label_of(cell: Cell) -> str:
-    """The name of a row: the arm, and the variant where the grid has several."""
-    return cell.arm if len(cell.grid.variants) == 1 else f"{cell.arm} / {cell.variant}"
-
-
-def _reference(experiment: Experiment) -> str:
-    labels = list(dict.fromkeys(label_of(c) for c in experiment.cells if c.trains))
-    return next((x for x in labels if x.split(" / ")[0] == REFERENCE), labels[0])
+def _tables(
+    experiment: Experiment, outcomes: Mapping[str, Sequence[dict[str, Any]]]
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """By split and mode; each row with what its cells sampled in training."""
+    options = experiment.grid.evaluate
+    tables: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for split in options.splits:
+        for mode in ("greedy", "sampled")[: 2 if options.samples else 1]:
+            chosen = {
+                cell: [o for o in found if o["split"] == split and o["mode"] == mode]
+                for cell, found in outcomes.items()
+            }
+            rows = compare(experiment.cells, chosen)
+            for row in rows:
+                row["sampled_tokens"] = [
+                    tokens_of(experiment.folder(c))
+                    for c in experiment.cells
+                    if c.id in outcomes and label_of(c) == row["row"]
+                ]
+            tables.setdefault(split, {})[mode] = rows
+    return tables
 
 
 def _cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
@@ -98,66 +108,6 @@ def _cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 def _starts(experiment: Experiment) -> dict[str, Any]:
     starts = {experiment.start(cell) for cell in experiment.cells}
     return {s.path.name: read_json(s.mark) for s in starts if s.mark.exists()}
-
-
-# --- tables --------------------------------------------------------------------------------------
-
-
-def _table(
-    experiment: Experiment,
-    finished: Sequence[Cell],
-    outcomes: Mapping[str, Sequence[dict[str, Any]]],
-    split: str,
-    mode: str,
-) -> list[dict[str, Any]]:
-    rows: dict[str, Outcomes] = defaultdict(dict)
-    cells: dict[str, list[Cell]] = defaultdict(list)
-    for cell in finished:
-        own = [o for o in outcomes[cell.id] if o["split"] == split and o["mode"] == mode]
-        rows[label_of(cell)][cell.seed] = own
-        cells[label_of(cell)].append(cell)
-    tasks = list(dict.fromkeys(o["task"] for r in rows.values() for s in r.values() for o in s))
-    reference = _reference(experiment)
-    table = []
-    for label in dict.fromkeys(label_of(c) for c in experiment.cells):
-        if label in rows:
-            values, differences = {}, {}
-            for name in MEASURES:
-                mine = observations(rows[label], tasks, name)
-                values[name] = asdict(estimate(mine))
-                if label != reference and reference in rows:
-                    mine = observations(
-                        _repeated(experiment, cells[label], rows[label]), tasks, name
-                    )
-                    differences[name] = asdict(
-                        difference(mine, observations(rows[reference], tasks, name))
-                    )
-            table.append(
-                {
-                    "row": label,
-                    "seeds": sorted(rows[label]),
-                    "tasks": len(tasks),
-                    "void": sum(o["void"] for s in rows[label].values() for o in s),
-                    "sampled_tokens": [_tokens(experiment.folder(c)) for c in cells[label]],
-                    "measures": values,
-                    "less_reference": differences,
-                }
-            )
-    return table
-
-
-def _repeated(experiment: Experiment, cells: Sequence[Cell], own: Outcomes) -> Outcomes:
-    """A start that all seeds share is every seed's start when it is compared with what came of it."""
-    if cells[0].arm != START or experiment.grid.sft.per_seed:
-        return own
-    (only,) = own.values()
-    return dict.fromkeys(experiment.grid.seeds, only)
-
-
-def _tokens(folder: CellFolder) -> float:
-    if not folder.rows.exists():
-        return 0.0
-    return float(sum(r.get("sampled_tokens") or 0 for r in read_jsonl(folder.rows)))
 
 
 # --- cross-play ----------------------------------------------------------------------------------
