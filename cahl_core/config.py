@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cahl_core.errors import ConfigError
+from cahl_core.roles import Role
 from cahl_core.train_config import (
     FORMS,
     Form,
@@ -219,6 +220,13 @@ class Settings(Section):
     tracking: TrackingSettings = TrackingSettings()
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    def max_tokens(self, role: Role) -> int:
+        """The bound of one completion; a flat form's one text has room for a plan and a call."""
+        planner, executor = self.train.planner.max_tokens, self.train.executor.max_tokens
+        if self.model.form != "hierarchical":
+            return planner + executor
+        return planner if role == "planner" else executor
 
     @model_validator(mode="after")
     def _arm_fits_form(self) -> Settings:

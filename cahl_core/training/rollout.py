@@ -112,7 +112,7 @@ class Roller:
             prompts,
             role,
             samples=samples,
-            max_tokens=max_tokens(self.settings, role),
+            max_tokens=self.settings.max_tokens(role),
             temperature=0.0 if greedy else own.temperature,
             seeds=seeds,
             stop=stops(self.form, role),
@@ -271,7 +271,7 @@ class Roller:
 
     def _fits(self, prompt: Sequence[int]) -> bool:
         return (
-            len(prompt) + max_tokens(self.settings, "executor") <= self.settings.model.max_context
+            len(prompt) + self.settings.max_tokens("executor") <= self.settings.model.max_context
         )
 
     def _record(
@@ -286,14 +286,6 @@ class Roller:
             execution = replace(execution, calls=calls)
         sub.executions.append(execution)
         sub.calls.append(() if isinstance(execution, ParseFailure) else execution.calls)
-
-
-def max_tokens(settings: Settings, role: Role) -> int:
-    """The bound of one completion; a flat form's one text has room for a plan and a call."""
-    train = settings.train
-    if settings.model.form != "hierarchical":
-        return train.planner.max_tokens + train.executor.max_tokens
-    return train.planner.max_tokens if role == "planner" else train.executor.max_tokens
 
 
 def resolved_call(call: ToolCall, task: ToolTask, results: Sequence[Any]) -> ToolCall:

@@ -151,7 +151,7 @@ class Trainer:
         totals = self.workers.sum(list(groups.values()))
         row |= dict(zip(groups, totals, strict=True))
         limit = len(range(self.workers.rank, train.tasks_per_step, self.workers.count))
-        batches: dict[str, list[Sample]] = {
+        batches: dict[Role, list[Sample]] = {
             role: training_samples(trees, role, self.settings, limit)
             for role in learners(self.settings, step)
         }

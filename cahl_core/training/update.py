@@ -17,6 +17,7 @@ from cahl_core.config import Settings
 from cahl_core.losses import importance_weights, normalisation_of, policy_loss, token_weights
 from cahl_core.policy.logprobs import RowLogProbs, packed_rows, row_logprobs
 from cahl_core.policy.packing import Packed
+from cahl_core.roles import Role
 from cahl_core.train_config import RoleSettings
 from cahl_core.training.distributed import Workers
 from cahl_core.training.schedule import lr_scale
@@ -26,13 +27,13 @@ from cahl_core.training.update_report import Update
 
 
 def update(
-    batches: Mapping[str, Sequence[Sample]],
-    trainees: Mapping[str, Trainee],
+    batches: Mapping[Role, Sequence[Sample]],
+    trainees: Mapping[Role, Trainee],
     settings: Settings,
     step: int,
     workers: Workers,
     total_steps: int | None = None,
-) -> dict[str, Update]:
+) -> dict[Role, Update]:
     """Takes ``inner_epochs`` optimizer steps per trainee on the losses of its roles.
 
     Old log-probabilities are those of the first epoch's own forward pass, so its ratio is exactly 1; how
@@ -64,9 +65,9 @@ def update(
 
 
 def _by_trainee(
-    roles: Sequence[str], trainees: Mapping[str, Trainee]
-) -> list[tuple[Trainee, list[str]]]:
-    groups: dict[int, tuple[Trainee, list[str]]] = {}
+    roles: Sequence[Role], trainees: Mapping[Role, Trainee]
+) -> list[tuple[Trainee, list[Role]]]:
+    groups: dict[int, tuple[Trainee, list[Role]]] = {}
     for role in roles:
         groups.setdefault(id(trainees[role]), (trainees[role], []))[1].append(role)
     return list(groups.values())
@@ -120,7 +121,7 @@ class _Batch:
 
     def __init__(
         self,
-        role: str,
+        role: Role,
         samples: Sequence[Sample],
         trainee: Trainee,
         settings: Settings,
@@ -138,7 +139,7 @@ class _Batch:
         if self.total:
             kind = normalisation_of(self.train.loss_type, self.train.normalisation)
             weights = token_weights(
-                lengths, kind, self.own.max_tokens, count=int(count), tokens=int(tokens)
+                lengths, kind, settings.max_tokens(role), count=int(count), tokens=int(tokens)
             )
             self.rows = list(self._rows(samples, weights))
         if self.own.kl_weight:
