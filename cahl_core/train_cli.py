@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from cahl_core.traces.select import Query, Selection
+    from cahl_core.traces.select import Query, Record, Sort
 
 SHOWN, EMBEDDED = 10, 2000  # trees by default: in the terminal, in a page
 STEPS = re.compile(r"(\d+)(?:-(\d+))?")
@@ -69,29 +70,46 @@ def inspect(
 
         if as_json and html:
             raise ConfigError("--json and --html exclude each other", "give one of them")
-        default = None if as_json else EMBEDDED if html else SHOWN
         query = Query(role, min_reward, max_reward, only_signal)
-        records = read_traces(
+        found = read_traces(
             path or root / DEFAULT_FOLDER, steps=_steps(step), task=task, source=source
         )
-        selection = select(records, query, sort, limit or default)
-        if not selection.read:
+        first = next(found, None)
+        if first is None:
             raise ConfigError(*_nothing(step, task, source))
-        _show(selection, query, html, as_json, full)
+        records = chain([first], found)
+        if html:
+            _write_page(records, query, sort, limit or EMBEDDED, html)
+        elif as_json:
+            _print_json(records, query, sort, limit)
+        else:
+            from cahl_core.traces.inspect import show
+
+            show(select(records, query, sort, limit or SHOWN), query, full=full)
 
 
-def _show(selection: Selection, query: Query, html: Path | None, as_json: bool, full: bool) -> None:
-    if as_json:
-        for record in selection.records:
-            print(json.dumps(record, ensure_ascii=False))
-    elif html:
-        from cahl_core.traces.viewer import write_html
+def _write_page(records: Iterator[Record], query: Query, sort: Sort, limit: int, out: Path) -> None:
+    from cahl_core.traces.select import Selection, counted, select
+    from cahl_core.traces.viewer import write_html
 
-        print(write_html(selection.records, html, matching=selection.matching), file=sys.stderr)
+    if sort == "step":  # one record in memory at a time
+        said = write_html(counted(records, query, Selection([], 0, {})), out, limit=limit)
     else:
-        from cahl_core.traces.inspect import show
+        best = select(records, query, sort, limit)
+        said = write_html(best.records, out, matching=best.matching)
+    print(said, file=sys.stderr)
 
-        show(selection, query, full=full)
+
+def _print_json(records: Iterator[Record], query: Query, sort: Sort, limit: int | None) -> None:
+    from cahl_core.traces.select import Selection, counted, select
+
+    chosen: Iterable[Record]
+    if sort == "step":
+        chosen = islice(counted(records, query, Selection([], 0, {})), limit)
+    else:
+        chosen = select(records, query, sort, limit).records
+    for record in chosen:
+        print(json.dumps(record, ensure_ascii=False))
 
 
 def _steps(text: str | None) -> Collection[int] | None:

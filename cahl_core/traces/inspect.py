@@ -62,7 +62,7 @@ def record_node(record: Record, query: Query, full: bool = False) -> Node:
                  (f"  {plain(task['source'])}, {record['arm']}", DIM)])  # fmt: skip
     for message in task["messages"]:
         root.add((f"{plain(message['role'])}: {_text(message['content'], full)}", ""))
-    root.add((f"{len(task['tools'])} tools: {_text(', '.join(task['tools']), full)}", DIM))
+    root.add((f"tools ({len(task['tools'])}): {_text(', '.join(task['tools']), full)}", DIM))
     for number, (call, resolved) in enumerate(zip(task["gold"], task["resolved"], strict=True), 1):
         same = "" if call == resolved else f" = {call_text(resolved, full)}"
         root.add((f"gold {number}: {call_text(call, full)}{same}", DIM))

@@ -143,7 +143,7 @@ def select(records: Iterable[Record], query: Query, sort: Sort, limit: int | Non
     equal ones stay in the order of the steps.
     """
     selection = Selection([], 0, {})
-    matching = _counted(records, query, selection)
+    matching = counted(records, query, selection)
     if sort == "step":
         for record in matching:
             if limit is None or len(selection.records) < limit:
@@ -156,7 +156,8 @@ def select(records: Iterable[Record], query: Query, sort: Sort, limit: int | Non
     return selection
 
 
-def _counted(records: Iterable[Record], query: Query, selection: Selection) -> Iterator[Record]:
+def counted(records: Iterable[Record], query: Query, selection: Selection) -> Iterator[Record]:
+    """The matching records one by one; ``selection`` counts all that are read."""
     for record in records:
         selection.steps.setdefault(record["step"], StepSummary()).add(record)
         if not query.narrows or query.texts(record):

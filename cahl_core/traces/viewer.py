@@ -28,14 +28,16 @@ def write_html(
     out: Path,
     title: str = "CAHL rollout traces",
     *,
+    limit: int | None = None,
     matching: int | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> str:
     """Writes the page atomically; returns a sentence that says what is in it and what is not.
 
     Args:
-        records: trace records, already selected and in order.
-        matching: how many there were before a limit; ``None``: these are all.
+        records: trace records, already selected and in order; read one at a time.
+        limit: the first ones that are kept; the others are counted.
+        matching: how many there were before a selection; ``None``: these are all.
         max_bytes: of embedded records; the first ones that fit are kept, and the page says so.
     """
     blocks: list[str] = []
@@ -44,24 +46,25 @@ def write_html(
     for given, record in enumerate(records, 1):  # noqa: B007
         text = embedded(record)
         size += len(text)
-        if size > max_bytes and rows:
+        if rows and (size > max_bytes or len(rows) == limit):
             continue  # counted only; sizes add up, so no later one is kept either
         blocks.append(f'<script type="application/json" id="r{len(rows)}">{text}</script>\n')
         rows.append(index_row(record))
-    note = _note(len(rows), given, given if matching is None else matching)
+    left = (given if matching is None else matching) - len(rows)
+    note = ""
+    if left:
+        full = len(rows) < min(given, limit or given)
+        why = ", the page would be too large" if full else " (--limit)"
+        note = f"Left out: {left} more that match{'' if left > 1 else 'es'}{why}."
     blocks.append(f'<script type="application/json" id="index">{embedded(rows)}</script>')
     with atomic_file(out) as path:
         # half a surrogate pair becomes the escape that JSON reads
         path.write_bytes(_page(title, note, "".join(blocks)).encode(errors="backslashreplace"))
-    return f"{out}: {len(rows)} trees" + (f". {note}" if note else "")
+    return f"{out}: {_trees(len(rows))}" + (f". {note}" if note else "")
 
 
-def _note(kept: int, given: int, matching: int) -> str:
-    if kept < given:
-        return f"{matching - kept} matching trees were left out: the page would be too large."
-    if kept < matching:
-        return f"{matching - kept} matching trees were left out (--limit)."
-    return ""
+def _trees(count: int) -> str:
+    return "1 tree" if count == 1 else f"{count} trees"
 
 
 def embedded(value: Any) -> str:

@@ -83,6 +83,16 @@ def test_texts_that_the_limit_cut_are_seen_where_they_earn() -> None:
     assert report.tallies["truncated_execution"].count == 1
 
 
+def test_void_rollouts_are_counted_nowhere() -> None:
+    tree = _plan_tree(LISTING, [[FIND_ROME * 2]])
+    assert _found(tree) == {"listed_values", "repeated_call"}
+    tree.plans[0].nodes[0].samples[0].void = True
+    assert _found(tree) == {"listed_values"}
+    assert tree.plans[0].sample is not None
+    tree.plans[0].sample.void = True
+    assert _found(tree) == set()
+
+
 def test_an_empty_plan_that_earns_where_calls_are_due() -> None:
     tree = _plan_tree("<plan>[]</plan>", [])
     assert _found(tree) == set()  # the rewards do not pay for it

@@ -109,13 +109,14 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     size = len(embedded(records[0]))
     assert write_html(records, out) == f"{out}: 5 trees"
     said = write_html(records, out, matching=9)
-    assert said.endswith("5 trees. 4 matching trees were left out (--limit).")
+    assert said.endswith("5 trees. Left out: 4 more that match (--limit).")
+    assert write_html(records, out, limit=3).endswith(
+        "3 trees. Left out: 2 more that match (--limit)."
+    )
     said = write_html(records, out, max_bytes=3 * size)
-    assert said.endswith("3 trees. 2 matching trees were left out: the page would be too large.")
+    assert said.endswith("3 trees. Left out: 2 more that match, the page would be too large.")
     assert said.rpartition(". ")[2] in out.read_text()
-    assert write_html(records, out, max_bytes=1).startswith(
-        f"{out}: 1 trees"
-    )  # never an empty page
+    assert write_html(records, out, max_bytes=1).startswith(f"{out}: 1 tree")  # never an empty page
 
 
 def test_inspect_writes_the_page(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_inspect_writes_the_page(tmp_path: Path) -> None:
     out = tmp_path / "p.html"
     done = CliRunner().invoke(app, ["inspect", str(tmp_path), "--html", str(out), "--limit", "1"])
     assert done.exit_code == 0
-    assert "1 trees. 1 matching trees were left out (--limit)." in done.stderr
+    assert "1 tree. Left out: 1 more that matches (--limit)." in done.stderr
     assert json.loads(Page(out.read_text()).scripts["index"])[0]["task"] == "t1"
 
 

@@ -104,7 +104,7 @@
       const right = (text) => el("td", { class: "number" }, text);
       return el("tr", { "aria-selected": String(place === chosen), on: { click: () => choose(place) } },
         right(String(row.step)),
-        el("td", { class: "task" }, row.task, el("span", { class: "request" }, row.request || "(no request)")),
+        el("td", { class: "task", title: row.task }, row.task, el("span", { class: "request" }, row.request || "(no request)")),
         right(String(row.plans)), right(number(best(row, role))), right(number(row.mean)), right(number(row.executor)),
         right(String(unparsed(row, role))), right(flat(row, role) + "/" + groups(row, role)));
     });
@@ -137,7 +137,7 @@
       el("h2", {}, "Step " + record.step + " · " + task.id),
       el("p", { class: "soft" }, task.source + " · " + record.arm + " · seed " + record.seed),
       ...task.messages.map((m) => el("p", { class: "message" }, el("b", {}, m.role + ": "), m.content, (m.tool_calls || []).map((c) => el("code", {}, " " + call(c))))),
-      el("p", { class: "soft" }, task.tools.length + " tools: " + task.tools.join(", ")),
+      el("p", { class: "soft" }, "tools (" + task.tools.length + "): " + task.tools.join(", ")),
       el("div", {}, gold.length ? gold : el("p", { class: "soft" }, "No call is due: declining is right.")),
       prompt(record.prompt),
       ...plans.map(({ plan, k }, place) => planNode(plan, k, role, place === 0)),
