@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator
+from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -85,6 +86,8 @@ def inspect(
         else:
             from cahl_core.traces.inspect import show
 
+            if isinstance(sys.stdout, TextIOWrapper):  # a sign it cannot write must not end it
+                sys.stdout.reconfigure(errors="replace")
             show(select(records, query, sort, limit or SHOWN), query, full=full)
 
 
@@ -109,7 +112,7 @@ def _print_json(records: Iterator[Record], query: Query, sort: Sort, limit: int 
     else:
         chosen = select(records, query, sort, limit).records
     for record in chosen:
-        print(json.dumps(record, ensure_ascii=False))
+        print(json.dumps(record))  # escapes: whatever the terminal's encoding, it is JSON
 
 
 def _steps(text: str | None) -> Collection[int] | None:

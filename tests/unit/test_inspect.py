@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,22 @@ def test_a_trace_of_nothing_is_shown() -> None:
     record = trace_record(empty, 0, SETTINGS)
     assert select([record], Query(), "reward", None).matching == 1
     assert "step 0  t1" in "\n".join(lines(record_node(record, Query())))
+
+
+def test_a_terminal_without_these_signs_gets_the_words(tmp_path: Path) -> None:
+    asked = task(messages=(Message("user", "half a pair: \ud800"),))
+    tree = Tree(asked, [plan_node(asked, GOLD_PLAN, [[FIND_ROME], ["no"]])])
+    TraceWriter(tmp_path).write(0, [tree], SETTINGS)
+    command = [sys.executable, "-m", "cahl_core.cli", "inspect", str(tmp_path)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown, machine = (
+        subprocess.run(
+            [*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for more in ([], ["--json"])
+    )
+    assert '? find  ? city = "Rome"' in shown and "half a pair: ?" in shown
+    assert json.loads(machine)["task"]["messages"][0]["content"] == "half a pair: \ud800"
 
 
 def test_a_pipe_that_closes_is_no_error(project: Path) -> None:
