@@ -146,3 +146,10 @@ def test_what_did_not_parse_has_no_breakdown() -> None:
     failure = ParseFailure("x", 0)
     assert explain_execution(failure, [FIND], []) == []
     assert explain_plan(failure, [FIND], [], RewardSettings()).calls == ()
+
+
+def test_a_gold_call_is_compared_with_one_call_only() -> None:
+    made = Execution((ToolCall("g", {}), ToolCall("f", {"b": 1}), ToolCall("f", {"c": 1})))
+    gold = [ToolCall("f", {"a": 1}), ToolCall("h", {}), ToolCall("h", {})]
+    numbers = [v.number for v in explain_execution(made, gold, [])]
+    assert numbers == [None, 0, None, 1, 2]

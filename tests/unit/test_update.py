@@ -300,20 +300,26 @@ def test_a_loss_or_gradient_that_is_not_finite_skips_the_step(
     assert all(p.grad is None for p in trainee.parameters)
 
 
+def _infinite_where(monkeypatch: pytest.MonkeyPatch, advantage: float) -> None:
+    """Rows that hold a sample of this advantage have an infinite loss, with finite gradients."""
+    real = update_module.policy_loss
+
+    def infinite(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
+        if bool((args[2] == advantage).any()):
+            object.__setattr__(result, "loss", result.loss + float("inf"))
+        return result
+
+    monkeypatch.setattr(update_module, "policy_loss", infinite)
+
+
 def test_an_infinite_loss_with_finite_gradients_skips_the_step_too(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = small_settings()
     trainee, samples = _warm(policy, settings)
     before = _state(trainee)
-    real = update_module.policy_loss
-
-    def infinite(*args: Any, **kwargs: Any) -> Any:
-        result = real(*args, **kwargs)
-        object.__setattr__(result, "loss", result.loss + float("inf"))
-        return result
-
-    monkeypatch.setattr(update_module, "policy_loss", infinite)
+    _infinite_where(monkeypatch, samples[5].advantage)
     [report] = update({"planner": samples}, {"planner": trainee}, settings, 1, Workers()).values()
     assert report.skipped == 1
     assert _unchanged(before, trainee)
@@ -421,11 +427,17 @@ def test_two_processes_update_like_one(
         assert values == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_what_is_not_finite_on_one_process_skips_the_step_on_all(tiny_backbone: Path) -> None:
+@pytest.mark.parametrize("what", ["gradient", "loss"])
+def test_what_is_not_finite_on_one_process_skips_the_step_on_all(
+    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     settings = small_settings()
     policies = [make_policy(tiny_backbone) for _ in range(2)]
     samples = _samples(policies[0])
-    samples[5].advantage = float("nan")
+    if what == "gradient":
+        samples[5].advantage = float("nan")
+    else:
+        _infinite_where(monkeypatch, samples[5].advantage)
 
     def run(workers: Workers) -> Any:
         trainee = Trainee(policies[workers.rank], "planner", 1e-3, 1.0)
