@@ -105,6 +105,17 @@ def policy_loss(
         reference: log-probabilities of the KL's reference; needed if ``kl_weight`` is not 0.
         entropy: of the policy at each token; needed if ``entropy_weight`` is not 0.
         importance: c_t, `importance_weights`; 1 by default.
+
+    Two tokens of one completion with A = 1 and ratios 3/2 and 2/3: the first is clipped at 1.2, so grpo
+    gives -(1.2 + 2/3) / 2; gspo's ratio is their geometric mean, 1:
+
+    >>> old, new = torch.zeros(2), torch.tensor([1.5, 1 / 1.5]).log()
+    >>> batch = new, old, torch.ones(2), torch.full((2,), 0.5)
+    >>> found = policy_loss(*batch, loss_type="grpo", clip_low=0.2, clip_high=0.2)
+    >>> round(float(found.loss), 4), found.clipped.tolist()
+    (-0.9333, [True, False])
+    >>> float(policy_loss(*batch, loss_type="gspo", clip_low=0.2, clip_high=0.2, lengths=[2]).loss)
+    -1.0
     """
     log_ratio = new - old
     if loss_type == "gspo":

@@ -30,6 +30,11 @@ def task_success(
     The plan parses, every gold call is aligned with a sub-task (`align_plan`: the plan decides this, not
     the execution), each of these sub-tasks made exactly its gold call, and no other sub-task made any.
     Where no call is due: none was made. For a fixed plan this is a product over its sub-tasks.
+
+    >>> from cahl_core.records import SubTask
+    >>> f, plan = ToolCall("f", {"a": 1}), Plan((SubTask("do", "f"), SubTask("say", None)))
+    >>> task_success(plan, [[f], []], [f]), task_success(plan, [[f], [f]], [f])
+    (1.0, 0.0)
     """
     if isinstance(plan, ParseFailure):
         return 0.0
@@ -70,6 +75,16 @@ def executor_success(
 
     That of its own row; with ``recombine`` its expectation over the other sub-tasks' samples: its own
     success times the product of the others' means.
+
+    Two samples each; the first sub-task's second one and the second one's first one went wrong:
+
+    >>> from cahl_core.records import SubTask
+    >>> f, g = ToolCall("f", {}), ToolCall("g", {})
+    >>> plan, rows = Plan((SubTask("", "f"), SubTask("", "g"))), [[[f], []], [[], [g]]]
+    >>> executor_success(plan, rows, [f, g], recombine=False)
+    [[0.0, 0.0], [0.0, 0.0]]
+    >>> executor_success(plan, rows, [f, g], recombine=True)
+    [[0.5, 0.0], [0.0, 0.5]]
     """
     covered, own = sub_task_success(plan, executions, gold, resolved, rules)
     if not recombine:

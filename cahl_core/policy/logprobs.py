@@ -47,16 +47,38 @@ class HeadLogProbs(torch.autograd.Function):
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
             logp = _log_softmax(hidden[part], weight, ctx.temperature)
-            slope = torch.zeros_like(logp)
-            if grads[1] is not None:  # dH / dz_j = -p_j (log p_j + H)
-                slope -= (logp + entropy[part, None]) * logp.exp() * grads[1][part, None]
-            if grads[0] is not None:  # d log p_t / dz_j = [j = t] - p_j
-                slope -= logp.exp_() * grads[0][part, None]
-                slope[torch.arange(len(slope), device=slope.device), targets[part]] += grads[0][
-                    part
-                ]
+            slope = _slope(logp, entropy[part], targets[part], *(_part(g, part) for g in grads))
             out[part] = (slope.div_(ctx.temperature).to(weight.dtype) @ weight).to(out.dtype)
         return out, None, None, None
+
+
+def _part(grad: Tensor | None, part: slice) -> Tensor | None:
+    return None if grad is None else grad[part, None]
+
+
+def _slope(
+    logp: Tensor,
+    entropy: Tensor,
+    targets: Tensor,
+    of_value: Tensor | None,
+    of_entropy: Tensor | None,
+) -> Tensor:
+    """The gradient at the scaled logits z, ``[n, vocabulary]``; overwrites ``logp``.
+
+    d log p_t / dz_j = [j = t] - p_j and dH / dz_j = -p_j (log p_j + H), each times what comes to it.
+    """
+    weighted = None if of_entropy is None else (logp + entropy[:, None]).mul_(of_entropy)
+    probabilities = logp.exp_()
+    if weighted is None:
+        assert of_value is not None
+        slope = probabilities.mul_(-of_value)
+    else:
+        slope = probabilities.mul_(
+            -weighted if of_value is None else weighted.add_(of_value).neg_()
+        )
+    if of_value is not None:
+        slope.scatter_add_(1, targets[:, None], of_value.to(slope.dtype))
+    return slope
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
