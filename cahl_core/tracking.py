@@ -22,6 +22,7 @@ from cahl_core.files import tree_digest
 FLUSH_SECONDS = 10.0
 BATCH = 900
 PARAMS_PER_CALL = 100
+TRACE_QUEUE = "mlflow.tracing.export.async_export_queue"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -110,7 +111,7 @@ class Tracker:
         """
         import mlflow
 
-        for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
+        for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent", TRACE_QUEUE):
             logging.getLogger(name).setLevel(logging.WARNING)
         with registry_errors(self.uri):
             mlflow.set_tracking_uri(self.uri)
