@@ -178,7 +178,10 @@ def run_cell(spec: Spec) -> None:
         except BaseException as error:
             stopped = not isinstance(error, Exception)
             status = "interrupted" if stopped else "failed"
-            reason = type(error).__name__ if stopped else str(error) or type(error).__name__
+            reason = str(error) or type(error).__name__
+            if stopped:
+                ctrl_c = isinstance(error, KeyboardInterrupt)
+                reason = f"stopped by {'Ctrl-C' if ctrl_c else 'SIGTERM'}"
             folder.write(replace(folder.read() or state, status=status, error=reason))
             raise
         done = folder.read() or state

@@ -19,7 +19,7 @@ from cahl_core.experiments.measures import MEASURES, observations
 from cahl_core.experiments.outcomes import evaluate, runs_of
 from cahl_core.experiments.statistics import ratio
 from cahl_core.protocol.prompts import execution_text, plan_text
-from cahl_core.records import Plan, SubTask, ToolCall
+from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolTask
 from cahl_core.training.alignment import alignment_metrics
 from cahl_core.training.rollout import Roller
 
@@ -77,6 +77,29 @@ def test_a_flat_text_is_judged_without_a_plan(tiny_backbone: Path) -> None:
     good, bad = runs_of(tree)
     assert (good["reward"], good["success"], good["plans"], good["executed"]) == (1.0, 1, 0, 0)
     assert (bad["reward"], bad["success"], bad["attempted"], bad["invalid"]) == (0.0, 0, 1, 1)
+
+
+NO_CALL = ToolTask("none", "toy", (Message("user", "Sing."),), GOLD.tools, (), Plan(()))
+
+
+@pytest.mark.parametrize(
+    ("plan", "text", "reward", "success"),
+    [
+        (plan_text(Plan(())), "", 1.0, 1),
+        (plan_text(Plan((SubTask("say", None, {}),))), "<response>no</response>", 1.0, 1),
+        (plan_text(Plan((SubTask("say", None, {}),))), "nonsense", 0.0, 0),
+        (plan_text(Plan((SubTask("f", "find", {}),))), execution_text([FIND]), 0.0, 0),
+        ("nonsense", "", 0.0, 0),
+        (plan_text(Plan((SubTask("f", "fly", {}),))), "<response>no</response>", 1.0, 0),
+    ],
+)
+def test_where_no_call_is_due_declining_succeeds_and_noise_does_not(
+    tiny_backbone: Path, plan: str, text: str, reward: float, success: int
+) -> None:
+    source = Scripted(Tokens(tiny_backbone), [plan], [text])
+    [tree] = Roller(source, small_settings()).rollout([NO_CALL], "s", plans=1, executions=1)
+    [run] = runs_of(tree)
+    assert (run["reward"], run["success"]) == (reward, success)
 
 
 TEXTS = st.sampled_from(
@@ -320,6 +343,19 @@ def test_every_row_of_a_markdown_table_has_as_many_cells_as_its_head(finished: A
     assert len(tables) == 4
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_a_label_cannot_open_a_cell_or_a_line_of_the_markdown_table() -> None:
+    from cahl_core.experiments.report import markdown
+
+    cell = {"id": "a|b\nc", "status": "failed", "trains": False, "mlflow_run_id": ""}
+    results = {
+        "experiment": "x", "description": "", "notes": ["one\ntwo"], "tables": {}, "cross_play": {},
+        "cells": [cell],
+    }  # fmt: skip
+    text = markdown(results, [])
+    assert "| a\\|b c | failed |" in text
+    assert "- one two\n" in text
 
 
 def test_notes_say_what_is_missing_and_what_was_not_equal(finished: Any) -> None:
