@@ -11,9 +11,11 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cahl_core.call_schema import fits_schema
+from cahl_core.canonical import canonical
+from cahl_core.datasets.references import resolve
 from cahl_core.errors import ConfigError
 from cahl_core.records import ToolCall, ToolTask
-from cahl_core.rewards import canonical, fits_schema
 
 # (task, call with references resolved) → JSON result, None where nobody can tell
 Environment = Callable[[ToolTask, ToolCall], Any]
@@ -70,6 +72,13 @@ def replay(task: ToolTask, call: ToolCall) -> Any:
         if gold.name == call.name and canonical(wanted) == canonical(call.arguments):
             return result
     return None
+
+
+def resolved_call(call: ToolCall, task: ToolTask, results: Sequence[Any]) -> ToolCall:
+    """The call as an environment runs it: references replaced by results, where these are known."""
+    spec = next((t for t in task.tools if t.name == call.name), None)
+    arguments = resolve(call, results, spec.parameters if spec else {})
+    return call if arguments is None else ToolCall(call.name, arguments)
 
 
 def run_calls(environment: Environment, task: ToolTask, calls: Sequence[ToolCall]) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -22,6 +22,17 @@ from cahl_core.roles import Role, roles_of
 
 REFERENCE_SUFFIX = "_ref"
 SHARED = "shared"
+
+
+class Source(Protocol):
+    """What rollouts sample from: a `Team`, an `Engine`, or a script in tests."""
+
+    @property
+    def policy(self) -> Any: ...
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], role: Role, **options: Any
+    ) -> list[list[Completion]]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from cahl_core.config import Settings
-from cahl_core.datasets.references import resolve
 from cahl_core.datasets.targets import gold_feedback, resolved_gold
-from cahl_core.environments.base import BrokenEnvironmentError, load_environment, run_calls
+from cahl_core.environments.base import (
+    BrokenEnvironmentError,
+    load_environment,
+    resolved_call,
+    run_calls,
+)
 from cahl_core.policy.engine import Completion
+from cahl_core.policy.team import Source
 from cahl_core.protocol.forms import flat_prompt, parse_flat, stops
 from cahl_core.protocol.parsing import Execution, ParseFailure, parse_execution, parse_plan
 from cahl_core.protocol.prompts import executor_prompt, planner_prompt
@@ -28,17 +33,6 @@ from cahl_core.training.credit import score
 from cahl_core.training.tree import PlanNode, Sample, SubTaskNode, Tree
 
 TOO_LONG = ParseFailure("the prompt left no room for a completion", 0)
-
-
-class Source(Protocol):
-    """What rollouts sample from: a `Team`, an `Engine`, or a script in tests."""
-
-    @property
-    def policy(self) -> Any: ...
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], role: Role, **options: Any
-    ) -> list[list[Completion]]: ...
 
 
 @dataclass(slots=True)
@@ -270,9 +264,7 @@ class Roller:
         return executor_prompt(self.tokenizer, sub.sub_task, task.tools, feedback, self.rendering)
 
     def _fits(self, prompt: Sequence[int]) -> bool:
-        return (
-            len(prompt) + self.settings.max_tokens("executor") <= self.settings.model.max_context
-        )
+        return len(prompt) + self.settings.max_tokens("executor") <= self.settings.model.max_context
 
     def _record(
         self,
@@ -286,13 +278,6 @@ class Roller:
             execution = replace(execution, calls=calls)
         sub.executions.append(execution)
         sub.calls.append(() if isinstance(execution, ParseFailure) else execution.calls)
-
-
-def resolved_call(call: ToolCall, task: ToolTask, results: Sequence[Any]) -> ToolCall:
-    """The call as an environment runs it: references replaced by results, where these are known."""
-    spec = next((t for t in task.tools if t.name == call.name), None)
-    arguments = resolve(call, results, spec.parameters if spec else {})
-    return call if arguments is None else ToolCall(call.name, arguments)
 
 
 def void(node: PlanNode, number: int) -> None:

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from cahl_core.config import Settings
 from cahl_core.policy.backbone import Policy
-from cahl_core.policy.team import REFERENCE_SUFFIX
+from cahl_core.policy.team import REFERENCE_SUFFIX, Team
+from cahl_core.roles import Role
+from cahl_core.train_config import RoleSettings
 
 
 class Trainee:
@@ -88,3 +91,24 @@ class Trainee:
                     k: v.clone() if k == "step" else v.to(parameter.device, copy=True)
                     for k, v in mine.items()
                 }
+
+
+def make_trainees(team: Team, settings: Settings) -> dict[Role, tuple[Trainee, RoleSettings]]:
+    """Each role's trainee and settings; roles that share an adapter share the trainee."""
+    train = settings.train
+    made: dict[tuple[int, str | None], Trainee] = {}
+    out: dict[Role, tuple[Trainee, RoleSettings]] = {}
+    for role, member in team.members.items():
+        own = train.planner if role == "planner" else train.executor
+        key = (id(member.policy), member.adapter)
+        if key not in made:
+            made[key] = Trainee(
+                member.policy,
+                member.adapter,
+                own.learning_rate,
+                own.grad_clip,
+                reference=member.reference,
+                label=member.adapter or role,
+            )
+        out[role] = (made[key], own)
+    return out

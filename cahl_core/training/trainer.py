@@ -33,7 +33,7 @@ from cahl_core.training.places import Places
 from cahl_core.training.rollout import Roller
 from cahl_core.training.signals import held_signals
 from cahl_core.training.summary import Row, summarise_trees
-from cahl_core.training.trainee import Trainee
+from cahl_core.training.trainee import Trainee, make_trainees
 from cahl_core.training.tree import Sample, Tree
 from cahl_core.training.update import update
 
@@ -54,7 +54,7 @@ class Trainer:
         self.workers = workers
         self.places = places
         self.roller = Roller(team, stage.settings)
-        self.trainees = make_trainees(team, stage)
+        self.trainees = make_trainees(team, stage.settings)
         self.capability = Capability(self.settings.train.curriculum)
         self.alarm = CollapseAlarm(self.settings.train.alarm)
         self.hacks = HackReport()
@@ -288,27 +288,6 @@ class Trainer:
         self.stage.log(f"resumed after step {done} of {self.settings.train.steps}")
         for row in self.rows:
             self._log(row)
-
-
-def make_trainees(team: Team, stage: StageRun) -> dict[Role, tuple[Trainee, Any]]:
-    """Each role's trainee and settings; roles that share an adapter share the trainee."""
-    train = stage.settings.train
-    made: dict[tuple[int, str | None], Trainee] = {}
-    out: dict[Role, tuple[Trainee, Any]] = {}
-    for role, member in team.members.items():
-        own = train.planner if role == "planner" else train.executor
-        key = (id(member.policy), member.adapter)
-        if key not in made:
-            made[key] = Trainee(
-                member.policy,
-                member.adapter,
-                own.learning_rate,
-                own.grad_clip,
-                reference=member.reference,
-                label=member.adapter or role,
-            )
-        out[role] = (made[key], own)
-    return out
 
 
 def _shown(row: Row) -> dict[str, str]:
