@@ -23,7 +23,7 @@ from cahl_core.roles import Role
 from cahl_core.train_config import Form
 
 if TYPE_CHECKING:
-    from cahl_core.training.rollout import Source
+    from cahl_core.policy.team import Source
     from cahl_core.training.tree import PlanNode, Tree
 
 # The record of one task as kept on disk: JSON values only.

@@ -27,6 +27,7 @@ RUNTIME = {
     "files",
     "lineage",
     "progress",
+    "roles",
     "stage",
     "tables",
     "tracking",
