@@ -359,6 +359,19 @@ def test_what_was_trained_is_reported(policy: Policy) -> None:
     assert values["packed_tokens"] < sum(len(s.prompt) + 9 for s in samples)
 
 
+def test_reports_are_means_over_the_epochs(tiny_backbone: Path) -> None:
+    found = []
+    for epochs in (1, 3):
+        policy = make_policy(tiny_backbone)
+        settings = small_settings(inner_epochs=epochs, planner=LIVELY)
+        still = Descent(policy, "planner", 0.0)
+        [report] = update(
+            {"planner": _samples(policy)}, {"planner": still}, settings, 0, Workers()
+        ).values()
+        found.append(report.metrics(Workers()))
+    assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-7)
+
+
 # --- several processes ---------------------------------------------------------------------------
 
 
@@ -425,6 +438,21 @@ def test_two_processes_update_like_one(
         expected = alone.metrics(Workers())
         del values["packed_tokens"], expected["packed_tokens"]  # prefixes are shared within a row
         assert values == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_without_samples_on_any_process_no_zero_gradient_moves_the_adapter(
+    tiny_backbone: Path,
+) -> None:
+    settings = small_settings()
+    warm = [_warm(make_policy(tiny_backbone), settings)[0] for _ in range(2)]
+    before = [_state(trainee) for trainee in warm]
+
+    def run(workers: Workers) -> Any:
+        trainee = warm[workers.rank]
+        [report] = update({"planner": []}, {"planner": trainee}, settings, 1, workers).values()
+        return report.steps, _unchanged(before[workers.rank], trainee)
+
+    assert _in_threads(run) == [(0, True), (0, True)]
 
 
 @pytest.mark.parametrize("what", ["gradient", "loss"])
