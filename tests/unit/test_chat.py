@@ -66,6 +66,17 @@ def test_plan_and_calls_are_shown_and_the_conversation_is_remembered(
     assert agent.asked[1]["messages"][1]["tool_calls"] == [CALL]
 
 
+def test_an_answer_without_a_plan_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = "calls: no </tool_call> (at character 9)"
+    _talk(monkeypatch, Agent({**ANSWER, "plan": None, "problem": problem}), "first")
+    out = capsys.readouterr().out
+    assert 'call f {"a": 1}' in out
+    assert problem in out
+    assert "sub-task" not in out
+
+
 def test_commands_are_not_sent(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,7 +131,7 @@ def test_a_reference_waits_for_the_calls_of_the_sub_task_it_names() -> None:
     texts = (
         "<response>Nothing.</response>",
         _call_text({"a": 1}) + _call_text({"a": 2}),
-        _call_text({"a": "$var2.x$", "b": "$var1.y$", "c": "$var9$"}),
+        _call_text({"a": "$var2.x$", "c": "$var9$"}),
     )
     given = answer(_result(f"<plan>[{step}, {step}, {step}]</plan>", *texts), "c")
     first, second, third = given["tool_calls"]

@@ -62,6 +62,11 @@ def test_a_loaded_model_answers_in_its_form_as_the_trained_one(
     agent = Agent(
         team.generate, team.policy.tokenizer, settings.model, plan_tokens=12, call_tokens=6
     )
+    loaded = ServedAgent.load(folder)._build(0.0, None)
+    prompt = team.policy.tokenizer("Once upon a time")["input_ids"]
+    for role in roles_of(settings.model.form):
+        (mine,), (theirs,) = (a.generate([prompt], role, max_tokens=16)[0] for a in (agent, loaded))
+        assert mine.token_ids == theirs.token_ids
     wanted = agent.run_one(parse_request(EXAMPLE))
     assert given["outcome"] == wanted.outcome
     assert given["usage"]["prompt_tokens"] == wanted.prompt_tokens
