@@ -87,12 +87,16 @@ def _origin(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _meaning(results: Mapping[str, Any]) -> Iterator[str]:
-    grid = results["grid"]
+    counts = {
+        split: modes["greedy"][0]["tasks"]
+        for split, modes in results["tables"].items()
+        if modes["greedy"]
+    }
+    scope = ", ".join(f"{count} tasks of {split}" for split, count in counts.items())
     yield (
-        f"Evaluation: the first {grid['evaluate']['tasks']} tasks of "
-        f"{', '.join(grid['evaluate']['splits'])}, the same for all cells. Greedy: one run per "
-        f"task; sampled: {grid['evaluate']['samples']} runs at the roles' temperatures. Histories are "
-        "those of training."
+        f"Evaluation: {scope or 'none yet'}, the same for all cells. Greedy: one run per task; sampled: "
+        f"{results['grid']['evaluate']['samples']} runs at the roles' temperatures. Histories are those "
+        "of training."
     )
     yield (
         "Intervals: 95 %, percentile bootstrap over seeds and tasks (crossed, 10,000 resamples); "

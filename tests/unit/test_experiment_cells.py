@@ -204,7 +204,7 @@ def _cahl(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "cahl_core.cli", "experiment", *arguments, "--root", str(root)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
@@ -222,6 +222,7 @@ def test_the_command_checks_before_it_runs(root: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_at_any_time_and_run_again_gives_the_same(root: Path, finished: Experiment) -> None:
     command = [
         sys.executable,
@@ -252,3 +253,36 @@ def test_killed_at_any_time_and_run_again_gives_the_same(root: Path, finished: E
     assert kept.stderr.count("finished before, kept") == 2
     names = [r.info.run_name for r in _runs(root)]
     assert sorted(names) == ["experiment tiny", "joint-s0", "start-s0"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_arm_and_shared_weights_go_through_one_grid(root: Path) -> None:
+    from cahl_core.experiments.grid import ARMS
+    from cahl_core.experiments.results import collect
+
+    shared = {"set": {"model": {"weights": "shared_adapter"}}, "arms": ["joint"]}
+    write_grid(
+        root,
+        arms=list(ARMS),
+        seeds=[0],
+        variants={"apart": {}, "shared": shared},
+        sft={"evaluate": False},
+        evaluate={"tasks": 2, "samples": 1},
+        cross_play={"arms": ["joint"], "every": 1, "snapshots": 2, "tasks": 1},
+    )
+    experiment = _experiment(root)
+    assert runner.run(experiment, experiment.cells, _here, print) == {}
+    results = collect(experiment)
+    rows = {r["row"]: r for r in results["tables"]["dev"]["greedy"]}
+    assert set(rows) == {*(f"{arm} / apart" for arm in ARMS), "joint / shared"}
+    assert results["reference"] == "joint / apart"
+    assert set(results["cross_play"]) == {"joint / apart", "joint / shared"}
+    assert len(results["starts"]) == 4  # hierarchical, low_only, single_level, shared
+    for arm in ("low_only", "single_level"):
+        measures = rows[f"{arm} / apart"]["measures"]
+        assert measures["plan_validity"]["value"] is None
+        assert measures["success"]["value"] is not None
+    frozen = experiment.training(next(c for c in experiment.cells if c.arm == "freeze_low"))
+    start = experiment.start(next(c for c in experiment.cells if c.arm == "freeze_low"))
+    assert file_sums(frozen.weights / "executor") == file_sums(start.weights / "executor")

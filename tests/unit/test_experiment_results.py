@@ -358,6 +358,18 @@ def test_a_label_cannot_open_a_cell_or_a_line_of_the_markdown_table() -> None:
     assert "- one two\n" in text
 
 
+def test_a_report_of_nothing_finished_says_so(finished: Any) -> None:
+    import shutil
+
+    from cahl_core.config import Settings
+    from cahl_core.experiments.report import headline, write_report
+
+    shutil.rmtree(finished.root / ".cahl")
+    page = write_report(finished, Settings()).read_text()
+    assert page.count("MISSING: cell") == 6
+    assert headline(finished.root / "reports/experiments/tiny") == {}
+
+
 def test_notes_say_what_is_missing_and_what_was_not_equal(finished: Any) -> None:
     from dataclasses import replace
 
