@@ -69,6 +69,8 @@ def _faults(schema: str, value: dict[str, Any], describe: bool) -> str | None:
         error = next(validator.iter_errors(value)) if describe else None
     except Unresolvable as unresolvable:
         return f"the tool's schema refers to what is not in it: {unresolvable}"[:LONGEST]
+    except OverflowError:  # jsonschema divides: an integer of 400 digits by 0.01
+        return "a number is too large to be judged"
     if error is None:
         return "fault"
     name = error.absolute_path[0] if error.absolute_path else ""

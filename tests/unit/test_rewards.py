@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cahl_core.call_schema import schema_fault
+from cahl_core.explain import explain_execution, explain_plan
 from cahl_core.matching import align_plan, as_steps, assign, same_calls
 from cahl_core.protocol.parsing import Execution, ParseFailure
 from cahl_core.records import Plan, SubTask, ToolCall, ToolSpec
@@ -520,3 +521,55 @@ def test_a_fault_is_told_exactly_where_a_call_does_not_fit(call: ToolCall) -> No
 )
 def test_faults_name_the_argument(call: ToolCall, fault: str) -> None:
     assert schema_fault(call, [ADD]) == fault
+
+
+def test_a_number_that_the_validator_cannot_divide_does_not_fit() -> None:
+    cents = {"type": "number", "multipleOf": 0.01}
+    tool = ToolSpec("pay", "", {"type": "object", "properties": {"sum": cents}})
+    call = ToolCall("pay", {"sum": 10**400})
+    assert not fits_schema(call, [tool])
+    assert schema_fault(call, [tool]) == "a number is too large to be judged"
+
+
+# --- whatever a model writes ---------------------------------------------------------------------
+
+anything = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(10**400), 10**400),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(max_size=8),
+        st.sampled_from(
+            ["$var1.x$", "$var0$", "a $var9.y$", "$var" + "9" * 5000 + "$", "\0$var1$"]
+        ),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+written_arguments = st.dictionaries(st.text(max_size=3), anything, max_size=3)
+rules = st.builds(ValueSettings, dates=st.booleans(), ignore_case=st.booleans())
+
+
+@given(st.data(), rules, st.sampled_from(["strict", "substring"]))
+def test_no_json_makes_a_reward_or_its_explanation_fail(
+    data: st.DataObject, values: ValueSettings, match: str
+) -> None:
+    names = st.sampled_from(["add", "f", ""])
+    steps = st.builds(SubTask, st.text(max_size=5), names, written_arguments)
+    plan = Plan(tuple(data.draw(st.lists(steps, max_size=3))))
+    any_calls = st.lists(st.builds(ToolCall, names, written_arguments), max_size=3)
+    gold, made = data.draw(any_calls), data.draw(any_calls)
+    weights = RewardSettings(param_match=match, values=values, w_success=1.0)  # type: ignore[arg-type]
+    rows = [[made for _ in plan.sub_tasks]]
+    for form in (gold, [gold]):
+        reward = planner_reward(plan, form, rows, weights)
+        parts = (reward.form, reward.parameters, reward.execution, reward.success)
+        assert all(0.0 <= part <= 1.0 for part in parts)
+        assert explain_plan(plan, form, rows, weights).to_json()
+    execution = Execution(tuple(made))
+    reward = executor_reward(execution, gold, [ADD], weights)
+    assert all(0.0 <= part <= 1.0 for part in (reward.form, reward.syntax, reward.semantics))
+    assert len(explain_execution(execution, gold, [ADD], values)) >= len(made)
