@@ -114,6 +114,13 @@ def test_what_was_not_judged_has_no_reward_and_is_in_no_bounds() -> None:
     )
 
 
+def test_void_texts_are_in_no_total_and_no_group() -> None:
+    tree = _trees()[0]
+    tree.plans[0].nodes[0].samples[1].void = True
+    [found] = select([trace_record(tree, 0, SETTINGS)], Query(), "step", None).steps.values()
+    assert (found.executor.texts, found.executor.groups, found.executor.flat) == (3, 2, 2)
+
+
 def test_a_plan_without_sub_tasks_misses_the_gold_calls() -> None:
     asked = task()
     tree = Tree(asked, [plan_node(asked, "<plan>[]</plan>", [])])
@@ -124,6 +131,8 @@ def test_a_plan_without_sub_tasks_misses_the_gold_calls() -> None:
 def test_texts_of_data_cannot_rule_the_terminal(project: Path) -> None:
     out = inspect(project, "--task", "t3").stdout
     assert "user: evil [31mred and lines" in out
+    hostile = trace_record(Tree(task(id="\x1b[2J", source="\u202e"), []), 0, SETTINGS)
+    assert next(lines(record_node(hostile, Query()))) == "step 0  [2J  , joint"
     assert "\x1b" not in out
     assert "\u202e" not in out
 
@@ -146,6 +155,7 @@ def test_the_summary_counts_every_tree_read_by_step(project: Path) -> None:
         (["--step", "0", "--min-reward", "2.4"], [(0, "t2")]),
         (["--step", "0", "--role", "executor", "--min-reward", "2.4"],
          [(0, "t1"), (0, "t2"), (0, "t3")]),
+        (["--step", "0", "--min-reward", "2.5"], [(0, "t2")]),
         (["--step", "0", "--max-reward", "0"], [(0, "t1")]),
         (["--step", "0", "--max-reward", "0", "--role", "executor"], [(0, "t3")]),
         (["--step", "0", "--only-signal"], [(0, "t1"), (0, "t2")]),

@@ -13,6 +13,7 @@ from rollout_trees import (
     BOOK_7,
     FIND_ROME,
     GOLD_PLAN,
+    call,
     flat_tree,
     good_tree,
     plan,
@@ -82,6 +83,23 @@ def test_an_extra_sub_task_has_no_verdict_as_nothing_was_due() -> None:
     assert traced["sub_tasks"][2]["samples"][0]["breakdown"] is None
     assert traced["sample"]["breakdown"]["extra"] == 1
     assert traced["sample"]["breakdown"]["calls"][2]["due"] is None
+
+
+def test_sub_tasks_that_were_not_executed_are_part_of_what_the_plan_is_judged_by() -> None:
+    tree = good_tree()
+    tree.plans[0].nodes.pop()  # beyond train.max_sub_tasks
+    breakdown = trace_record(tree, 0, SETTINGS)["plans"][0]["sample"]["breakdown"]
+    assert breakdown["succeeded"] == [False, False]
+    assert [step["sub_tasks"] for step in breakdown["steps"][0]] == [[0], []]
+
+
+def test_calls_are_judged_with_their_references_replaced() -> None:
+    tree = good_tree()
+    node = tree.plans[0].nodes[1]
+    node.executions[0] = parse_execution(call("book", id="$var1.id$"))
+    traced = trace_record(tree, 0, SETTINGS)["plans"][0]["sub_tasks"][1]["samples"][0]
+    assert traced["breakdown"][0]["arguments"][0]["made"] == 7
+    assert traced["calls"][0]["arguments"] == {"id": 7}
 
 
 def test_arms_without_a_planner_have_no_plan_sample() -> None:
