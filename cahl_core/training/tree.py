@@ -33,7 +33,7 @@ class SubTaskNode:
     Attributes:
         gold: the calls that are due, references resolved; ``None`` where no gold step corresponds
             (such samples count for the planner only).
-        column: number of the gold step from 0, or ``None``.
+        column: number of the gold call from 0, or ``None``.
         executions: what each sample was parsed to.
         calls: its calls with references replaced by results; empty where nothing was sampled.
         results: what the environment returned (``free_running`` only).
