@@ -222,10 +222,10 @@ class Settings(Section):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     def max_tokens(self, role: Role) -> int:
-        """The bound of one completion; a flat form's one text has room for a plan and a call."""
+        """The bound of one completion; a flat form's one text has room for a plan and two calls."""
         planner, executor = self.train.planner.max_tokens, self.train.executor.max_tokens
         if self.model.form != "hierarchical":
-            return planner + executor
+            return planner + 2 * executor
         return planner if role == "planner" else executor
 
     @model_validator(mode="after")

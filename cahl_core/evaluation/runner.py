@@ -29,7 +29,7 @@ LIBRARIES = ("torch", "transformers", "peft")
 CODE = ("protocol", "policy", "environments", "serving/agent.py", "serving/results.py", "records.py",
         "roles.py", "rewards.py", "success.py", "matching.py", "canonical.py", "call_schema.py",
         "training/rollout.py", "training/credit.py", "training/tree.py", "datasets/references.py",
-        "datasets/targets.py", "evaluation/dev.py", "evaluation/metrics.py")  # fmt: skip
+        "datasets/targets.py", "evaluation/dev.py", "call_metrics.py")  # fmt: skip
 
 
 def bfcl_requests(items: Sequence[BfclItem]) -> list[Request]:
