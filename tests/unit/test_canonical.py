@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -143,13 +144,12 @@ def test_any_text_has_a_canonical_form(text: str) -> None:
     assert json.loads(canonical(text, BOTH)) is not None
 
 
-@given(st.dates())
-def test_every_date_is_read_in_every_unambiguous_form(day: Any) -> None:
+@given(st.dates(min_value=datetime.date(1000, 1, 1)))
+def test_every_date_is_read_in_every_unambiguous_form(day: datetime.date) -> None:
     iso = day.isoformat()
     for form in ("%Y/%m/%d", "%d %B %Y", "%B %d, %Y", "%d-%b-%Y"):
-        written = day.strftime(form).replace(day.strftime("%Y"), f"{day.year:04d}")
-        assert date_of(written) == iso
-    written = f"{day.day}/{day.month}/{day.year:04d}"
+        assert date_of(day.strftime(form)) == iso
+    written = f"{day.day}/{day.month}/{day.year}"
     assert date_of(written) == (iso if day.day > 12 or day.day == day.month else None)
 
 
