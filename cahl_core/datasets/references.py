@@ -7,6 +7,7 @@ first item is taken.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,12 @@ def whole_reference(value: Any) -> tuple[int, str] | None:
     ((2, 'items[0].id'), None)
     """
     match = REFERENCE.fullmatch(value) if isinstance(value, str) else None
-    return (int(match[1]), match[2] or "") if match else None
+    return (_number(match[1]), match[2] or "") if match else None
+
+
+def _number(digits: str) -> int:
+    """Of digits that a model may have written: more of them than any index has are one large number."""
+    return int(digits) if len(digits) < 10 else 10**9
 
 
 def has_reference(value: Any) -> bool:
@@ -90,7 +96,7 @@ def walk(value: Any, path: str) -> Any:
         index, key = match[1], match[2]
         if index is not None:
             items = value if isinstance(value, list) else []
-            value = items[int(index)] if int(index) < len(items) else MISSING
+            value = items[_number(index)] if _number(index) < len(items) else MISSING
         else:
             while isinstance(value, list):
                 value = value[0] if value else MISSING
@@ -146,6 +152,8 @@ def as_type(value: Any, kind: Any) -> Any:
             number = float(value)
         except ValueError:
             return value
+        if not math.isfinite(number):  # "nan" and "infinity" are words
+            return value
         if number.is_integer():
             return int(number)
         return number if kind == "number" else value
@@ -187,7 +195,7 @@ def put(container: Any, path: str, value: Any) -> Any:
     {'a': [{'b': 2}]}
     """
     copied = copy.deepcopy(container)
-    steps = [int(m[1]) if m[1] is not None else m[2] for m in STEP.finditer(path)]
+    steps = [_number(m[1]) if m[1] is not None else m[2] for m in STEP.finditer(path)]
     target = copied
     for step in steps[:-1]:
         target = target[step]
@@ -240,7 +248,7 @@ def _put(cut: Any, full: Any, steps: list[tuple[str | None, str | None]]) -> Any
         return full
     index, key = steps[0]
     if isinstance(full, list):
-        position = int(index) if index is not None else 0
+        position = _number(index) if index is not None else 0
         rest = steps[1:] if index is not None else steps
         items = list(cut) if isinstance(cut, list) else []
         items += [_empty(item) for item in full[len(items) : position + 1]]

@@ -28,7 +28,7 @@ def score(tree: Tree, settings: Settings, executions: int) -> None:
         made = _made(node, executions)
         if node.sample is not None:
             node.reward = planner_reward(
-                node.plan, task.calls, made, train.rewards, gold, recombine=train.recombine
+                node.plan, task.steps, made, train.rewards, gold, recombine=train.recombine
             )
             node.sample.reward = node.reward.total
         success = _success(node, made, tree, settings)
@@ -53,7 +53,7 @@ def _success(
     if node.sample is None:  # flat: the sample's own calls are the whole task's
         (sub,) = node.nodes
         return [[float(same_calls(calls, sub.gold or (), rules)) for calls in sub.calls]]
-    gold, resolved = tree.task.calls, resolved_gold(tree.task)
+    gold, resolved = tree.task.steps, resolved_gold(tree.task)
     return executor_success(node.plan, made, gold, settings.train.recombine, resolved, rules)
 
 

@@ -133,7 +133,8 @@ class Roller:
             return []
         gold = resolved_gold(task)
         nodes = []
-        aligned = align_plan(plan, task.calls)[: self.settings.train.max_sub_tasks]
+        rules = self.settings.train.rewards.values
+        aligned = align_plan(plan, task.steps, rules)[: self.settings.train.max_sub_tasks]
         for sub_task, column in zip(plan.sub_tasks, aligned, strict=False):
             wanted: tuple[ToolCall, ...] | None = None if column is None else (gold[column],)
             if sub_task.tool is None:

@@ -128,3 +128,16 @@ def test_a_choice_among_results_is_reported_not_made_up() -> None:
 def test_first_path_enters_only_first_items() -> None:
     assert first_path({"a": [{"b": 1}, {"b": 7}], "c": 7}, "7") == "c"
     assert first_path({"a": [{"b": 1}, {"b": 7}]}, "7") is None
+
+
+@given(st.integers(1, 6000), st.integers(1, 6000))
+def test_references_of_any_length_name_nothing_and_raise_nothing(first: int, second: int) -> None:
+    """A model may write digits without end; Python refuses to read more than 4,300 of them."""
+    for text in (f"$var{'9' * first}$", f"$var1[{'9' * second}]$", f"$var1.a[{'9' * second}].b$"):
+        result = resolve(ToolCall("f", {"x": text}), [[{"a": [1]}]], {})
+        assert result is None
+
+
+def test_words_that_float_reads_stay_words() -> None:
+    for word in ("nan", "inf", "-Infinity", "1e999"):
+        assert as_type(word, "number") == word
