@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cahl_core.experiments.grid import Grid
 from cahl_core.experiments.plan import Cell, Inputs, cells, changes
+from cahl_core.experiments.spec import Spec
 from cahl_core.experiments.state import (
     CellFolder,
     Shared,
@@ -26,7 +27,6 @@ from cahl_core.experiments.state import (
     superseded,
     training_folder,
 )
-from cahl_core.experiments.worker import Spec
 from cahl_core.files import write_json
 
 INTERRUPT_SECONDS = 5.0  # for a worker to end by the Ctrl-C that it got too

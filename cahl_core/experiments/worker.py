@@ -1,14 +1,12 @@
 """One cell, or one SFT start, in a process of its own: ``python -m cahl_core.experiments.worker SPEC``.
 
-A process per cell returns all memory and keeps a crash to itself. What is finished is written at once
-and is not done again: the rows when training has ended, the outcomes when the evaluation has, last of
-all the state with the sums of both. Within training the trainer's own checkpoints count.
+A process per cell returns all memory and keeps a crash to itself. Its state file says how it ended; the
+sums of the result files are in it, and are written last.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import signal
 import sys
@@ -17,66 +15,20 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from cahl_core.config import Settings, validate
-from cahl_core.experiments.grid import CrossPlay, Evaluate
-from cahl_core.experiments.measures import MEASURES, observations
-from cahl_core.experiments.state import (
-    CellFolder,
-    Shared,
-    State,
-    cell_folder,
-    held,
-    start_folder,
-    training_folder,
-)
-from cahl_core.experiments.statistics import ratio
-from cahl_core.files import read_json, read_jsonl, write_jsonl
+from cahl_core.experiments.phases import work
+from cahl_core.experiments.spec import Spec
+from cahl_core.experiments.state import State, held
+from cahl_core.files import read_json
 from cahl_core.stage import StageRun
 
-if TYPE_CHECKING:
-    from cahl_core.training.places import Places
-
-SNAPSHOTS = "snapshots"
 LIBRARIES = ("torch", "transformers", "peft")
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a process is told; JSON on disk, so that a grid edited meanwhile changes nothing."""
-
-    kind: str
-    root: str
-    experiment: str
-    cell: str
-    tags: dict[str, str]
-    trains: bool
-    key: str
-    start_key: str
-    train_key: str
-    settings: dict[str, Any]
-    start: dict[str, Any]
-    facts: dict[str, Any]
-    inputs: dict[str, str]
-    evaluate: dict[str, Any]
-    cross_play: dict[str, Any] | None
-
-    @property
-    def folder(self) -> CellFolder:
-        return cell_folder(Path(self.root), self.experiment, self.cell, self.key)
-
-    @property
-    def sft(self) -> Shared:
-        return start_folder(Path(self.root), self.start_key)
-
-    @property
-    def training(self) -> Shared:
-        return training_folder(Path(self.root), self.train_key)
 
 
 def main(arguments: list[str]) -> int:
@@ -173,7 +125,7 @@ def run_cell(spec: Spec) -> None:
         try:
             with _noted(folder.traceback), _tracked(spec) as stage:
                 folder.write(replace(state, mlflow_run_id=stage.mlflow_run_id or ""))
-                _work(spec, stage)
+                work(spec, stage)
                 about = {**_about(stage.settings), "seconds": dict(stage.phases)}
         except BaseException as error:
             stopped = not isinstance(error, Exception)
@@ -186,113 +138,6 @@ def run_cell(spec: Spec) -> None:
             raise
         done = folder.read() or state
         folder.write(replace(done, status="finished", products=folder.products(), about=about))
-
-
-def _work(spec: Spec, stage: StageRun) -> None:
-    folder = spec.folder
-    if spec.trains:
-        with stage.phase("train"), held(spec.training.path):
-            _train(spec, stage)
-    if not folder.outcomes.exists():
-        with stage.phase("evaluate"):
-            _evaluate(spec, stage)
-    _log_outcomes(stage, folder)
-    if spec.cross_play and not folder.crossplay.exists():
-        with stage.phase("cross_play"):
-            _cross(spec, stage)
-
-
-def _train(spec: Spec, stage: StageRun) -> None:
-    """Trains, unless these very settings were trained before, and copies the rows to the cell."""
-    made, copy = spec.training, spec.folder.rows
-    rows = made.path / "rows.jsonl"
-    if made.done():
-        stage.log(f"training {made.path.name} was finished before")
-        for row in read_jsonl(rows):
-            known = {f"train/{k}": v for k, v in row.items() if k != "step" and v is not None}
-            stage.log_metrics(known, int(row["step"]))
-    else:
-        from cahl_core.training import joint
-
-        done = joint.train(stage, _places(spec))
-        # JSON has no NaN: what was not finite is null
-        finite = ({k: v if math.isfinite(v) else None for k, v in row.items()} for row in done)
-        write_jsonl(rows, finite)
-        made.finish(seconds=round(sum(row["seconds/step"] for row in done), 1))
-    write_jsonl(copy, read_jsonl(rows))
-
-
-def _places(spec: Spec) -> Places:
-    from cahl_core.training.places import Places
-
-    root, made = Path(spec.root), spec.training
-    return Places(
-        prepared=root / "data/prepared",
-        backbone=root / "data/backbone",
-        start=spec.sft.weights,
-        out=made.weights,
-        metrics=made.path / "train.json",
-        plot=made.path / "train.csv",
-        cache=made.path / "checkpoints",
-        traces=made.path / "traces",
-        report=made.path / "reward_hacks.json",
-        snapshots=made.path / SNAPSHOTS if spec.cross_play else None,
-    )
-
-
-def _evaluate(spec: Spec, stage: StageRun) -> None:
-    from cahl_core.experiments.outcomes import evaluate
-    from cahl_core.policy.team import load_team
-
-    options = Evaluate.model_validate(spec.evaluate)
-    root = Path(spec.root)
-    weights = (spec.training if spec.trains else spec.sft).weights
-    team = load_team(root / "data/backbone", weights, stage.settings.model)
-    found = []
-    for split in options.splits:
-        tasks = _first_tasks(root, split, options.tasks)
-        stage.log(f"evaluates {len(tasks)} tasks of {split}, 1 greedy + {options.samples} sampled")
-        for outcome in evaluate(team, stage.settings, tasks, options.samples):
-            found.append({"cell": spec.cell, **spec.tags, "split": split, **outcome})
-    write_jsonl(spec.folder.outcomes, found)
-
-
-def _cross(spec: Spec, stage: StageRun) -> None:
-    from cahl_core.experiments.crossplay import pick, play, steps_of
-    from cahl_core.experiments.outcomes import evaluate
-    from cahl_core.policy.team import load_team
-
-    options = CrossPlay.model_validate(spec.cross_play)
-    root, snapshots = Path(spec.root), spec.training.path / SNAPSHOTS
-    tasks = _first_tasks(root, "dev", options.tasks)
-    steps = pick(steps_of(snapshots), options.snapshots)
-    stage.log(f"cross-play of the snapshots {steps} on {len(tasks)} tasks")
-
-    def load(step: int) -> Any:
-        place = snapshots / f"step-{step:06d}"
-        return load_team(root / "data/backbone", place, stage.settings.model)
-
-    crossed = play(steps, load, lambda source: list(evaluate(source, stage.settings, tasks, 0)))
-    write_jsonl(spec.folder.crossplay, ({"cell": spec.cell, **spec.tags, **o} for o in crossed))
-
-
-def _first_tasks(root: Path, split: str, count: int) -> list[Any]:
-    from cahl_core.training.data import load_split
-
-    return list(load_split(root / "data/prepared", split)[:count])
-
-
-def _log_outcomes(stage: StageRun, folder: CellFolder) -> None:
-    """The measures of the greedy runs as metrics of the MLflow run."""
-    greedy = [o for o in read_jsonl(folder.outcomes) if o["mode"] == "greedy"]
-    for split in dict.fromkeys(o["split"] for o in greedy):
-        own = [o for o in greedy if o["split"] == split]
-        tasks = list(dict.fromkeys(o["task"] for o in own))
-        values = {
-            f"final/{split}/{name}": ratio(observations({0: own}, tasks, name)) for name in MEASURES
-        }
-        stage.log_metrics({k: v for k, v in values.items() if v is not None})
-    stage.log_artifact(folder.outcomes, "evaluation")
 
 
 # --- what surrounds both -------------------------------------------------------------------------

@@ -17,10 +17,10 @@ import pytest
 from experiment_project import make_experiment, write_grid
 from small_project import file_sums
 
-from cahl_core.experiments import runner, worker
+from cahl_core.experiments import phases, runner, worker
 from cahl_core.experiments.grid import load_grid
 from cahl_core.experiments.runner import Experiment
-from cahl_core.experiments.worker import Spec
+from cahl_core.experiments.spec import Spec
 from cahl_core.files import read_json, read_jsonl
 
 
@@ -128,8 +128,8 @@ def test_an_interrupted_cell_goes_on_to_the_same_results_in_the_same_run(
 
             patch.setattr(Trainer, "_between_steps", dies)
         else:
-            name = {"evaluate": "_evaluate", "cross_play": "_cross"}[point]
-            patch.setattr(worker, name, _interrupt)
+            name = {"evaluate": "evaluate_cell", "cross_play": "cross_cell"}[point]
+            patch.setattr(phases, name, _interrupt)
         patch.setattr(worker, "_no_more_signals", lambda: None)
         with pytest.raises(KeyboardInterrupt):
             runner.run(experiment, [joint], _here, print)
@@ -186,7 +186,7 @@ def test_a_cell_that_fails_leaves_its_traceback_and_says_why(
     def fails(*_: Any) -> None:
         raise ValueError("no luck")
 
-    monkeypatch.setattr(worker, "_train", fails)
+    monkeypatch.setattr(phases, "train_cell", fails)
     experiment = _experiment(root)
     errors = runner.run(experiment, experiment.cells, _here, print)
     assert errors == {"joint-s0": "no luck"}

@@ -21,8 +21,8 @@ from cahl_core.errors import StageInputError
 from cahl_core.experiments import runner
 from cahl_core.experiments.grid import load_grid
 from cahl_core.experiments.runner import Experiment
+from cahl_core.experiments.spec import Spec
 from cahl_core.experiments.state import CellFolder, State, held
-from cahl_core.experiments.worker import Spec
 from cahl_core.files import dump_json, write_json, write_jsonl
 
 
