@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2",
-           "#7f7f7f", "#bcbd22")  # fmt: skip
+           "#bcbd22")  # fmt: skip
+UNTRAINED = "#7f7f7f"
 SHOWN = ("reward", "success", "sub_task_solve_rate", "invalid_call_rate")
 CURVES = (
     ("training", "planner_reward", "planner reward, training"),
@@ -28,13 +29,14 @@ POINTS = 60
 def figures(results: Mapping[str, Any]) -> dict[str, bytes]:
     """File name to PNG, of what there is to show."""
     found: dict[str, Figure] = {}
+    colours = _palette(results["cells"])
     split = next(iter(results["tables"]), "")
     tables = results["tables"].get(split, {})
     for mode, rows in tables.items():
         if rows:
-            found[f"intervals-{mode}"] = _intervals(rows, f"{split}, {mode}")
+            found[f"intervals-{mode}"] = _intervals(rows, f"{split}, {mode}", colours)
     if results["curves"]:
-        found["learning"] = _learning(results)
+        found["learning"] = _learning(results, colours)
     for label, crossed in results["cross_play"].items():
         found[f"crossplay-{label.replace(' / ', '-')}"] = _cross_play(label, crossed)
     return {f"{name}.png": _png(figure) for name, figure in found.items()}
@@ -44,6 +46,13 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _palette(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The same colour for a row in every figure."""
+    trained = list(dict.fromkeys(c["row"] for c in cells if c["trains"]))
+    colours = {c["row"]: UNTRAINED for c in cells}
+    return colours | {row: COLOURS[i % len(COLOURS)] for i, row in enumerate(trained)}
 
 
 def _figure(columns: int, height: float, width: float = 3.6) -> tuple[Figure, list[Axes]]:
@@ -57,7 +66,7 @@ def _figure(columns: int, height: float, width: float = 3.6) -> tuple[Figure, li
 # --- intervals -----------------------------------------------------------------------------------
 
 
-def _intervals(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
+def _intervals(rows: Sequence[Mapping[str, Any]], title: str, colours: Mapping[str, str]) -> Figure:
     figure, panels = _figure(len(SHOWN), 0.9 + 0.28 * len(rows), 3.0)
     for panel, name in zip(panels, SHOWN, strict=True):
         for place, row in enumerate(rows):
@@ -67,8 +76,8 @@ def _intervals(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
                 continue
             low, high = found["low"], found["high"]
             if low is not None:
-                panel.plot([low, high], [place, place], color=_colour(place), linewidth=2)
-            panel.plot(found["value"], place, "o", color=_colour(place), markersize=5)
+                panel.plot([low, high], [place, place], color=colours[row["row"]], linewidth=2)
+            panel.plot(found["value"], place, "o", color=colours[row["row"]], markersize=5)
         panel.set(title=MEASURES[name].heading, ylim=(len(rows) - 0.5, -0.5))
         panel.grid(axis="x", alpha=0.3)
         panel.set_yticks(range(len(rows)), [r["row"] for r in rows] if panel is panels[0] else [])
@@ -77,24 +86,20 @@ def _intervals(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     return figure
 
 
-def _colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
-
-
 # --- learning curves -----------------------------------------------------------------------------
 
 
-def _learning(results: Mapping[str, Any]) -> Figure:
+def _learning(results: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
     by_row: dict[str, list[Mapping[str, Any]]] = {}
     for cell in results["cells"]:
         if cell["id"] in results["curves"]:
             by_row.setdefault(cell["row"], []).append(results["curves"][cell["id"]])
     figure, panels = _figure(len(CURVES), 3.4, 4.4)
     for panel, (part, name, title) in zip(panels, CURVES, strict=True):
-        for place, (label, curves) in enumerate(by_row.items()):
+        for label, curves in by_row.items():
             lines = [c for c in (_points(curve, part, name) for curve in curves) if len(c[0])]
             if lines:
-                _band(panel, lines, label, _colour(place))
+                _band(panel, lines, label, colours[label])
         panel.set(title=title, xlabel="sampled tokens")
         panel.grid(alpha=0.3)
         panel.title.set_fontsize(10)
