@@ -1,0 +1,6 @@
+"""The toy world of benchmarks/toy, importable by its tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
