@@ -1,6 +1,6 @@
 """A run that is killed at any point and started again leaves the bytes of one that was not.
 
-``CAHL_KILLS`` sets how many SIGKILLs (200 in docs/toy-world.md, fewer here).
+``CAHL_KILLS`` sets how many SIGKILLs (docs/toy-world.md has 200, this fewer).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import pytest
 HARNESS = Path(__file__).with_name("kill_harness.py")
 KILLS = int(os.environ.get("CAHL_KILLS", "24"))
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -28,8 +30,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(json.loads((work / "report.json").read_text()))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_killed_runs_leave_the_bytes_and_the_tasks_of_a_straight_one(
     report: dict[str, Any],
 ) -> None:
@@ -38,9 +38,9 @@ def test_killed_runs_leave_the_bytes_and_the_tasks_of_a_straight_one(
     assert sum(report["campaigns"].values()) >= 1
 
 
-def test_kills_hit_steps_and_checkpoints_and_damaged_ones_are_passed_over(
+def test_kills_hit_half_written_files_and_damaged_checkpoints_are_passed_over(
     report: dict[str, Any],
 ) -> None:
-    assert report["stops"]["clock"] and report["stops"]["file event"]
+    assert set(report["stops"]) == {"clock", "file event", "term"}
     assert set(report["where"]) - {"elsewhere"}
-    assert report["passed_over"] <= 3 * sum(report["damage"].values())
+    assert report["passed_over"] >= 1
