@@ -93,10 +93,11 @@ def _meaning(results: Mapping[str, Any]) -> Iterator[str]:
         if modes["greedy"]
     }
     scope = ", ".join(f"{count} tasks of {split}" for split, count in counts.items())
+    samples = results["grid"]["evaluate"]["samples"]
+    sampled = f" Sampled: {samples} runs per task at the roles' temperatures." if samples else ""
     yield (
-        f"Evaluation: {scope or 'none yet'}, the same for all cells. Greedy: one run per task; sampled: "
-        f"{results['grid']['evaluate']['samples']} runs at the roles' temperatures. Histories are those "
-        "of training."
+        f"Evaluation: {scope or 'none yet'}, the same for all cells. Greedy: one run per task.{sampled} "
+        "Histories are those of training."
     )
     yield (
         "Intervals: 95 %, percentile bootstrap over seeds and tasks (crossed, 10,000 resamples); "
