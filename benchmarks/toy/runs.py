@@ -17,13 +17,13 @@ ARMS = (
     "joint", "freeze_low", "freeze_high", "low_only", "single_level", "alternate_k", "broadcast",
     "shuffled_credit",
 )  # fmt: skip
-STEPS = 100
+STEPS = 120
 # per goal 8 plans of 3 tokens, each executed 4 times by calls of 5 tokens
 TOKENS = STEPS * len(GOALS) * 8 * (3 + 4 * 5)
 
 # the same for every arm; only execution pays, since the plan's words are worth what they cause
 _ROLE = {
-    "learning_rate": 1.5e-3, "kl_weight": 0.05, "max_tokens": 10, "warmup_steps": 0,
+    "learning_rate": 1e-3, "kl_weight": 0.05, "max_tokens": 10, "warmup_steps": 0,
 }  # fmt: skip
 _MODEL = {
     "backbone": "toy", "dtype": "float32", "max_context": 256, "lora": {"rank": 8, "alpha": 16},
