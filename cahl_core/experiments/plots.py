@@ -94,12 +94,16 @@ def _learning(results: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
     for cell in results["cells"]:
         if cell["id"] in results["curves"]:
             by_row.setdefault(cell["row"], []).append(results["curves"][cell["id"]])
-    figure, panels = _figure(len(CURVES), 3.4, 4.4)
-    for panel, (part, name, title) in zip(panels, CURVES, strict=True):
-        for label, curves in by_row.items():
-            lines = [c for c in (_points(curve, part, name) for curve in curves) if len(c[0])]
-            if lines:
-                _band(panel, lines, label, colours[label])
+    lines = {
+        title: {row: _lines(curves, part, name) for row, curves in by_row.items()}
+        for part, name, title in CURVES
+    }
+    shown = {title: found for title, found in lines.items() if any(found.values())}
+    figure, panels = _figure(max(len(shown), 1), 3.4, 4.4)
+    for panel, (title, found) in zip(panels, shown.items(), strict=False):
+        for row, own in found.items():
+            if own:
+                _band(panel, own, row, colours[row])
         panel.set(title=title, xlabel="sampled tokens")
         panel.grid(alpha=0.3)
         panel.title.set_fontsize(10)
@@ -107,6 +111,10 @@ def _learning(results: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
         panels[0].legend(fontsize=8)
     figure.suptitle("Mean over seeds, band from the lowest to the highest seed", fontsize=11)
     return figure
+
+
+def _lines(curves: Sequence[Mapping[str, Any]], part: str, name: str) -> list[tuple[Any, Any]]:
+    return [line for line in (_points(curve, part, name) for curve in curves) if len(line[0])]
 
 
 def _points(curve: Mapping[str, Any], part: str, name: str) -> tuple[Any, Any]:
