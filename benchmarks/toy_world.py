@@ -218,7 +218,7 @@ def _draw(result: dict[str, Any]) -> None:
         axis.set(
             title=title, xlabel="sampled tokens (thousands)", ylim=(0.15, 1.06), xlim=(0, None)
         )
-        axis.legend(loc="upper left", frameon=False, fontsize=8.5, bbox_to_anchor=(0.0, 0.97))
+        axis.legend(loc="upper left", frameon=False, fontsize=8.5, bbox_to_anchor=(0.0, 0.94))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("reward of the executions (R_exe)")
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
