@@ -62,14 +62,14 @@ def executor_targets(task: ToolTask) -> list[ExecutorTarget]:
 
 
 def flat_target(task: ToolTask) -> tuple[tuple[ToolCall, ...], str | None]:
-    """The calls of the whole plan in order, or words where it has none: the flat forms' one text.
+    """The gold calls in order, or words where none is due: the flat forms' one text.
 
-    References stay as the plan has them: nothing has been called when the text is written.
+    References stay as the record has them (they count the calls, as the text does): nothing has been
+    called when the text is written.
     """
+    if task.calls:
+        return task.calls, None
     sub_tasks = planner_target(task).sub_tasks
-    calls = tuple(ToolCall(s.tool, s.arguments) for s in sub_tasks if s.tool is not None)
-    if calls:
-        return calls, None
     return (), _response(task, sub_tasks[0] if sub_tasks else SubTask("", None))
 
 

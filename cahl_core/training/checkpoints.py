@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cahl_core.errors import DataError
 from cahl_core.files import atomic_dir, read_json, sha256, write_json
+from cahl_core.training.signals import held_signals
 from cahl_core.training.trainee import Trainee
 
 MANIFEST = "manifest.json"
@@ -63,7 +64,10 @@ def load_latest(folder: Path, trainees: Sequence[Trainee]) -> tuple[int, dict[st
     warnings: list[str] = []
     for path in reversed(_found(folder)):
         try:
-            step, extra, python, tensors = _read(path)
+            # what a signal's handler raises inside a C call of the loader is lost there, and the
+            # checkpoint would be taken for a damaged one
+            with held_signals():
+                step, extra, python, tensors = _read(path)
         except (DataError, OSError, KeyError, TypeError, ValueError) as error:
             warnings.append(f"checkpoint {path.name} is not whole and is skipped: {error}")
             continue

@@ -7,7 +7,7 @@ from typing import Any
 
 from cahl_core.config import Settings
 from cahl_core.errors import ConfigError
-from cahl_core.files import atomic_dir, digest, tree_digest, write_json
+from cahl_core.files import atomic_dir, digest, sweep, tree_digest, write_json
 from cahl_core.policy.team import Team, load_trainable
 from cahl_core.stage import StageRun
 from cahl_core.training import checkpoints
@@ -49,6 +49,8 @@ def train(stage: StageRun, places: Places, resume: str = "auto") -> list[Row]:
     folder = places.cache / run_key(settings, places) / "checkpoints"
     if resume == "never" and workers.is_main:
         checkpoints.clear(folder)
+    if workers.is_main:
+        _sweep(places)
     workers.wait()
     trainer = Trainer(stage, team, workers, places)
     rows = trainer.train(tasks, list(dev), folder)
@@ -58,6 +60,15 @@ def train(stage: StageRun, places: Places, resume: str = "auto") -> list[Row]:
     if workers.is_main:
         checkpoints.clear(folder.parent)
     return rows
+
+
+def _sweep(places: Places) -> None:
+    """Removes what an earlier, killed process of this run left half-written."""
+    for path in (places.out, places.metrics, places.plot, places.alignment):
+        sweep(path)
+    for folder in filter(None, (places.traces, places.snapshots)):
+        for name in {p.name.split(".")[1] for p in folder.glob(".step-*")}:
+            sweep(folder / name)
 
 
 def run_key(settings: Settings, places: Places) -> str:

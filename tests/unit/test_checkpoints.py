@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,3 +79,26 @@ def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
     _draws()
     checkpoints.load_latest(tmp_path, [])
     assert (_draws(), float(np.random.normal())) == expected
+
+
+def test_a_signal_while_one_is_read_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a handler raises inside the loader's C code vanishes there as an error of the file."""
+    _save(tmp_path, 1)
+    events: list[str] = []
+    real = checkpoints._read
+
+    def reading(path: Path) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        found = real(path)
+        events.append("read")
+        return found
+
+    monkeypatch.setattr(checkpoints, "_read", reading)
+    before = signal.signal(signal.SIGTERM, lambda *_: events.append("handled"))
+    try:
+        assert checkpoints.load_latest(tmp_path, [])[0] == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert events == ["read", "handled"]

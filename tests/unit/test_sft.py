@@ -152,6 +152,12 @@ def test_flat_examples_hold_the_request_and_all_calls_with_their_references(root
         assert execution.calls[1].arguments == {"id": "$var1.id$"}  # type: ignore[union-attr]
 
 
+def test_flat_targets_are_the_gold_calls_where_the_plan_says_less() -> None:
+    task = small_task(1)
+    vague = Plan(tuple(SubTask(c.name, c.name, {}) for c in task.calls))
+    assert flat_target(replace(task, plan=vague)) == (task.calls, None)
+
+
 def test_flat_targets_without_calls_are_words() -> None:
     task = replace(small_task(1), steps=(), plan=Plan((SubTask("Say it", None),)))
     answered = replace(task, meta={"answer": " 42 "})

@@ -237,6 +237,25 @@ def test_checkpoints_belong_to_settings_and_inputs(root: Path) -> None:
     assert joint.run_key(small_settings(), places) != key
 
 
+def test_what_a_killed_process_left_half_written_is_swept(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pay_for_even_tokens(monkeypatch)
+    leftovers = [
+        root / "models/.cahl.x1/planner/adapter_model.safetensors",
+        root / ".cahl/snapshots/train/.step-000002.x2/planner/model.safetensors",
+        root / ".cahl/traces/train/.step-000001.jsonl.x3",
+        root / "metrics/.train.json.x4",
+    ]
+    bystander = root / "models/.other.x5"
+    for path in (*leftovers, bystander):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    _train(root, small_settings())
+    assert not any(path.exists() for path in leftovers)
+    assert bystander.exists()
+
+
 # --- budgets, guards, what is written ------------------------------------------------------------
 
 
