@@ -279,6 +279,8 @@ def validate(values: dict[str, Any]) -> Settings:
 
 
 def _explain(error: Any) -> str:
+    if error["type"] == "value_error":  # our own sentences, about several keys at once
+        return "  " + str(error["msg"]).removeprefix("Value error, ")
     location = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
         return f"  {location}: {error['msg']}, got {error['input']!r}"
