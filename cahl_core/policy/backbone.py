@@ -20,6 +20,7 @@ from cahl_core.errors import ModelError
 from cahl_core.policy import attention, lora
 from cahl_core.policy.packing import Packed
 from cahl_core.roles import ROLES, Role, roles_of
+from cahl_core.signals import held_signals
 
 __all__ = ["ROLES", "Policy", "Role", "load_backbone", "pick_device", "pick_dtype"]
 
@@ -141,12 +142,13 @@ class Policy:
                 "run `cahl sft` or `cahl train` first",
             )
         try:
-            if self.adapters:
-                self.model.load_adapter(str(path), name, is_trainable=trainable)
-            else:
-                self.model = PeftModel.from_pretrained(
-                    self.model, str(path), adapter_name=name, is_trainable=trainable
-                )
+            with held_signals():  # their exceptions vanish in the loader's C code
+                if self.adapters:
+                    self.model.load_adapter(str(path), name, is_trainable=trainable)
+                else:
+                    self.model = PeftModel.from_pretrained(
+                        self.model, str(path), adapter_name=name, is_trainable=trainable
+                    )
         except (RuntimeError, ValueError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelError(
@@ -222,13 +224,14 @@ def load_backbone(
     device = device or pick_device()
     dtype = pick_dtype(settings.dtype, device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path),
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-        )
+        with held_signals():
+            tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                str(path),
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(

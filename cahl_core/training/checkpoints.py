@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cahl_core.errors import DataError
 from cahl_core.files import atomic_dir, read_json, sha256, write_json
-from cahl_core.training.signals import held_signals
+from cahl_core.signals import held_signals
 from cahl_core.training.trainee import Trainee
 
 MANIFEST = "manifest.json"

@@ -9,6 +9,7 @@ from cahl_core.config import Settings
 from cahl_core.errors import ConfigError
 from cahl_core.files import atomic_dir, digest, sweep, tree_digest, write_json
 from cahl_core.policy.team import Team, load_trainable
+from cahl_core.signals import held_signals
 from cahl_core.stage import StageRun
 from cahl_core.training import checkpoints
 from cahl_core.training.data import load_split, split_files
@@ -89,7 +90,7 @@ def run_key(settings: Settings, places: Places) -> str:
 
 def _finish(stage: StageRun, places: Places, team: Team, trainer: Trainer) -> None:
     rows = trainer.rows
-    with atomic_dir(places.out) as folder:
+    with held_signals(), atomic_dir(places.out) as folder:
         team.save(folder)
     write_csv(places.plot, rows, PLOT)
     write_csv(places.alignment, trainer.alignment, _columns(trainer.alignment))

@@ -19,6 +19,7 @@ from cahl_core.policy.team import Team
 from cahl_core.progress import progress
 from cahl_core.records import ToolTask
 from cahl_core.roles import Role
+from cahl_core.signals import held_signals
 from cahl_core.stage import StageRun
 from cahl_core.traces.record import TraceWriter
 from cahl_core.training import checkpoints
@@ -31,7 +32,6 @@ from cahl_core.training.distributed import Workers
 from cahl_core.training.guards import HackReport
 from cahl_core.training.places import Places
 from cahl_core.training.rollout import Roller
-from cahl_core.training.signals import held_signals
 from cahl_core.training.summary import Row, summarise_trees
 from cahl_core.training.trainee import Trainee, make_trainees
 from cahl_core.training.tree import Sample, Tree
@@ -235,7 +235,7 @@ class Trainer:
             return
         target = folder / f"step-{step:06d}"
         if not target.exists():
-            with atomic_dir(target) as temporary:
+            with held_signals(), atomic_dir(target) as temporary:
                 self.team.save(temporary)
 
     def _trace(self, trees: Sequence[Tree], step: int) -> None:

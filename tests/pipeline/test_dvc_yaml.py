@@ -28,6 +28,7 @@ RUNTIME = {
     "lineage",
     "progress",
     "roles",
+    "signals",
     "stage",
     "tables",
     "tracking",

@@ -24,6 +24,15 @@ from cahl_core.experiments.spec import Spec
 from cahl_core.files import read_json, read_jsonl
 
 
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A cell that ends by a signal ignores further ones; here it is not alone in its process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One MLflow store for all tests here: making one takes seconds."""

@@ -23,10 +23,10 @@ from small_project import (
 
 from cahl_core.config import Settings
 from cahl_core.errors import ConfigError, TrainingError
+from cahl_core.signals import held_signals
 from cahl_core.stage import StageRun
 from cahl_core.training import joint
 from cahl_core.training.places import Places
-from cahl_core.training.signals import held_signals
 from cahl_core.training.trainer import Trainer
 
 
