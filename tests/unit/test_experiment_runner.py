@@ -221,8 +221,11 @@ worker.run_cell = lambda spec: time.sleep(60)
 print("up", flush=True)
 sys.exit(worker.main([{spec!r}]))
 """
+# whoever started the tests may ignore signals, and that is inherited
 PARENT = """
-import subprocess, sys
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 sys.path[:0] = {path!r}
 from cahl_core.experiments import runner
