@@ -28,6 +28,6 @@ def held_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if arrived:
             os.kill(os.getpid(), arrived[0])
