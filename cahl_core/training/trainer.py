@@ -8,6 +8,7 @@ roles that learn in this arm from their own group-relative advantages.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,8 +77,7 @@ class Trainer:
         train = self.settings.train
         self.sampler = Sampler(tasks, self.settings.seed, train.curriculum)
         self._resume(folder)
-        if self.traces is not None:
-            self.traces.discard_from(len(self.rows))
+        self._discard_later()
         try:
             with progress("CAHL training", train.steps) as bar:
                 bar.advance(len(self.rows))
@@ -233,10 +233,19 @@ class Trainer:
         folder = self.places.snapshots
         if folder is None or not self.workers.is_main:
             return
-        target = folder / f"step-{step:06d}"
-        if not target.exists():
-            with held_signals(), atomic_dir(target) as temporary:
-                self.team.save(temporary)
+        with held_signals(), atomic_dir(folder / f"step-{step:06d}") as temporary:
+            self.team.save(temporary)
+
+    def _discard_later(self) -> None:
+        """Removes traces and snapshots of steps that this run has yet to do: they are another's."""
+        done = len(self.rows)
+        if self.traces is not None:
+            self.traces.discard_from(done)
+        folder = self.places.snapshots
+        if folder is not None and self.workers.is_main:
+            for old in folder.glob("step-*"):
+                if int(old.name.removeprefix("step-")) >= done:
+                    shutil.rmtree(old)
 
     def _trace(self, trees: Sequence[Tree], step: int) -> None:
         """Keeps the first trees of traced steps, and shows some of them in MLflow."""

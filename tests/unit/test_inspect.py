@@ -251,7 +251,13 @@ def test_a_terminal_without_these_signs_gets_the_words(tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_closes_is_no_error(project: Path) -> None:
-    command = f"{sys.executable} -m cahl_core.cli inspect --root {project} --limit 99 | head -1"
-    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "Traced trees by step\n"
-    assert "Traceback" not in done.stderr
+    command = [sys.executable, "-m", "cahl_core.cli", "inspect", "--root", str(project)]
+    with subprocess.Popen(
+        [*command, "--limit", "99"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as shown:
+        assert shown.stdout is not None and shown.stderr is not None
+        first = shown.stdout.readline()
+        shown.stdout.close()
+        complaints = shown.stderr.read().decode()
+    assert first == b"Traced trees by step\n"
+    assert "Traceback" not in complaints

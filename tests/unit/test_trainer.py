@@ -256,6 +256,18 @@ def test_what_a_killed_process_left_half_written_is_swept(
     assert bystander.exists()
 
 
+def test_snapshots_of_another_run_are_not_taken_for_this_ones(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pay_for_even_tokens(monkeypatch)
+    snapshots = root / ".cahl/snapshots/train"
+    _train(root, small_settings(snapshot_every=1))
+    other = small_settings(snapshot_every=2, steps=2).model_copy(update={"seed": 1})
+    sums = _train(root, other)["sums"]
+    assert sorted(p.name for p in snapshots.iterdir()) == ["step-000000", "step-000002"]
+    assert file_sums(snapshots / "step-000002") == sums
+
+
 # --- budgets, guards, what is written ------------------------------------------------------------
 
 
