@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cahl_core.policy import attention
+from cahl_core.policy import attention, prefix_attention
 from cahl_core.policy.backbone import Policy
 
 
@@ -38,7 +38,7 @@ class DecodeModel:
         self.model.config._attn_implementation = attention.PACKED
 
     def decode_attention(self) -> None:
-        self.model.config._attn_implementation = attention.DECODE
+        self.model.config._attn_implementation = prefix_attention.DECODE
 
 
 def _lora_layers(causal: nn.Module) -> dict[str, Any]:

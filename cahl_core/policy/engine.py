@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from cahl_core.errors import PromptTooLongError
-from cahl_core.policy.attention import PAD, PrefixState, packed_inputs, passthrough_mask
+from cahl_core.policy.attention import PAD, packed_inputs
 from cahl_core.policy.backbone import Policy
 from cahl_core.policy.decoder import DecodeModel
 from cahl_core.policy.packing import pack
+from cahl_core.policy.prefix_attention import PrefixState, passthrough_mask
 
 COMPACT_BELOW = 0.7  # rebuild the batch when fewer than this share of its rows is alive
 TAIL_TOKENS = 16  # a stop string never spans more tokens than this
