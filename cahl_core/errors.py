@@ -87,3 +87,9 @@ class StorageError(CahlError):
     """A file could not be written (disk full, no permission)."""
 
     exit_code = 10
+
+
+class RolloutServerError(CahlError):
+    """A server that should sample rollouts cannot be reached, refuses, or serves other weights."""
+
+    exit_code = 11

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cahl_core.rollout_config import RolloutSettings
+
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -165,6 +167,7 @@ class TrainSettings(Section):
     curriculum: CurriculumSettings = CurriculumSettings()
     alarm: AlarmSettings = AlarmSettings()
     trace: TraceSettings = TraceSettings()
+    rollouts: RolloutSettings = RolloutSettings()
     planner: RoleSettings = RoleSettings()
     executor: RoleSettings = RoleSettings(max_tokens=128)
     rewards: RewardSettings = RewardSettings()

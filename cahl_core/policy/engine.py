@@ -31,13 +31,17 @@ class Completion:
     """One sampled continuation.
 
     ``logprobs`` are of the sampled tokens at the sampling temperature (1 when greedy).
-    ``finished`` is False where ``max_tokens`` cut the text.
+    ``finished`` is False where ``max_tokens`` cut the text. ``version`` counts the updates behind the
+    weights it was sampled with, where a server says so. ``void``: its tokens are not known for certain
+    (a server's), so it may enter no loss.
     """
 
     token_ids: list[int]
     logprobs: list[float]
     text: str
     finished: bool
+    version: int | None = None
+    void: bool = False
 
 
 @dataclass(slots=True)

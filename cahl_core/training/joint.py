@@ -75,6 +75,7 @@ def _sweep(places: Places) -> None:
 def run_key(settings: Settings, places: Places) -> str:
     """Digest of the settings and inputs that determine the result: checkpoints belong to one key."""
     own: dict[str, Any] = settings.train.model_dump(mode="json", exclude=set(NOT_IN_KEY))
+    own["rollouts"] = settings.train.rollouts.ahead  # where the servers are changes nothing
     return digest(
         [
             own,

@@ -1,0 +1,1 @@
+"""Rollouts from OpenAI-compatible servers: client, pool, adapters, asynchronous collection, server."""
