@@ -70,6 +70,10 @@ class ModelSettings(Section):
         "two_adapters",
         description="what planner and executor share: the backbone, the adapter too, or nothing",
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="training computes each layer twice and keeps only its input: less memory",
+    )
 
 
 class FetchSettings(Section):

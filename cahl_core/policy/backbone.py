@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cahl_core.config import ModelSettings
 from cahl_core.errors import ModelError
-from cahl_core.policy import attention, lora
+from cahl_core.policy import attention, checkpointing, lora
 from cahl_core.policy.packing import Packed
 from cahl_core.roles import ROLES, Role, roles_of
 from cahl_core.signals import held_signals
@@ -51,6 +51,8 @@ class Policy:
         self.tokenizer = tokenizer
         self.settings = settings
         self.adapters: tuple[str, ...] = tuple(getattr(model, "peft_config", {}))
+        # by name in `causal`, where its own parameters are shards and decoding needs all of them
+        self.whole: dict[str, Tensor] = {}
 
     @classmethod
     def load(
@@ -247,4 +249,6 @@ def load_backbone(
     model.config._attn_implementation = attention.PACKED
     model.requires_grad_(False)
     model.train(False)
+    if settings.gradient_checkpointing:
+        checkpointing.install(model)
     return model.to(device), tokenizer  # type: ignore[arg-type]
