@@ -66,6 +66,10 @@ class Team:
     def prefilled_tokens(self) -> int:
         return sum(e.prefilled_tokens for e in self._engines.values())
 
+    def decodes(self, policy: Policy) -> bool:
+        """Whether this process samples from ``policy`` itself."""
+        return id(policy) in self._engines
+
     def weights_changed(self) -> None:
         """To be called after an update: the next generation uses the new weights."""
         for engine in self._engines.values():

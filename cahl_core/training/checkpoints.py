@@ -21,6 +21,7 @@ from torch import Tensor
 from cahl_core.errors import DataError
 from cahl_core.files import atomic_dir, read_json, sha256, write_json
 from cahl_core.signals import held_signals
+from cahl_core.training.distributed import Workers
 from cahl_core.training.trainee import Trainee
 
 MANIFEST = "manifest.json"
@@ -29,17 +30,31 @@ RNG = "rng."
 
 
 def save(
-    folder: Path, step: int, trainees: Sequence[Trainee], extra: Mapping[str, Any], keep: int = 1
+    folder: Path,
+    step: int,
+    trainees: Sequence[Trainee],
+    extra: Mapping[str, Any],
+    keep: int = 1,
+    *,
+    writes: bool = True,
 ) -> None:
     """Writes ``folder/step-N`` atomically, then removes all but the newest ``keep``.
 
     Holds every trainee's tensors with its optimizer's, the states of the random generators of
     Python, NumPy and torch (CUDA too), and ``extra`` (JSON values: cursors, counts, metrics).
+    Tensors are whole, so any number of processes can go on from it.
+
+    Args:
+        writes: False in the processes that only give their parts of sharded tensors.
     """
     from safetensors.torch import save_file
 
+    if not writes and not any(t.sharded for t in trainees):
+        return
     target = folder / f"step-{step:06d}"
     tensors = {k: v for t in trainees for k, v in t.tensors().items()}
+    if not writes:
+        return
     python, generators = _generators()
     with atomic_dir(target) as temporary:
         save_file(tensors | generators, temporary / STATE)
@@ -55,30 +70,52 @@ def save(
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def load_latest(folder: Path, trainees: Sequence[Trainee]) -> tuple[int, dict[str, Any], list[str]]:
+def load_latest(
+    folder: Path, trainees: Sequence[Trainee], workers: Workers | None = None
+) -> tuple[int, dict[str, Any], list[str]]:
     """Restores the newest whole checkpoint: trainees and random generators.
+
+    Args:
+        workers: the processes that go on from it; rank 0 reads it and sends it to the others, so
+            they need not see its files.
 
     Returns:
         Steps done (0 without a checkpoint), the extra values, and a sentence per skipped directory.
     """
+    found, warnings = _newest(folder) if workers is None or workers.is_main else (None, [])
+    tensors: Mapping[str, Tensor] = found[3] if found else {}
+    if workers is not None:
+        found, warnings = workers.broadcast(((*found[:3], {}) if found else None, warnings))
+    if found is None:
+        return 0, {}, warnings
+    step, extra, python, _ = found
+    if workers is not None:
+        tensors = workers.broadcast_tensors(tensors)
+    for trainee in trainees:
+        trainee.restore(tensors)
+    generators = {name: tensors[name] for name in sorted(tensors) if name.startswith(RNG)}
+    _restore_generators(python, generators)
+    return step, extra, warnings
+
+
+Found = tuple[int, dict[str, Any], Any, dict[str, Tensor]]
+
+
+def _newest(folder: Path) -> tuple[Found | None, list[str]]:
+    """The newest whole checkpoint's contents, and a sentence per damaged one that was passed over."""
     warnings: list[str] = []
     for path in reversed(_found(folder)):
         try:
             # what a signal's handler raises inside a C call of the loader is lost there, and the
             # checkpoint would be taken for a damaged one
             with held_signals():
-                step, extra, python, tensors = _read(path)
+                return _read(path), warnings
         except (DataError, OSError, KeyError, TypeError, ValueError) as error:
             warnings.append(f"checkpoint {path.name} is not whole and is skipped: {error}")
-            continue
-        for trainee in trainees:
-            trainee.restore(tensors)
-        _restore_generators(python, tensors)
-        return step, extra, warnings
-    return 0, {}, warnings
+    return None, warnings
 
 
-def _read(path: Path) -> tuple[int, dict[str, Any], Any, dict[str, Tensor]]:
+def _read(path: Path) -> Found:
     from safetensors.torch import load_file
 
     if not (path / MANIFEST).exists():

@@ -13,6 +13,8 @@ from cahl_core.policy.backbone import Policy
 from cahl_core.policy.team import REFERENCE_SUFFIX, Team
 from cahl_core.roles import Role
 from cahl_core.train_config import RoleSettings
+from cahl_core.training.distributed import is_sharded
+from cahl_core.training.sharding import part_like, whole
 
 
 class Trainee:
@@ -61,7 +63,7 @@ class Trainee:
         """One AdamW step at ``scale`` times the learning rate; returns the gradient norm before
         clipping. A non-finite norm skips the step and leaves everything as it was.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)))
         if norm == norm and norm != float("inf"):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate * scale
@@ -69,26 +71,32 @@ class Trainee:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part only; `tensors` is then to be called by all of them."""
+        return any(map(is_sharded, self.parameters))
+
     def tensors(self) -> dict[str, Tensor]:
-        """Adapter and optimizer state under flat names."""
+        """Adapter and optimizer state under flat names; whole ones, however many processes train."""
         out: dict[str, Tensor] = {}
         for index, parameter in enumerate(self.parameters):
-            out[f"{self.label}.{index}.value"] = parameter.detach()
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                out[f"{self.label}.{index}.{key}"] = value
-        return {k: v.contiguous().cpu() for k, v in out.items()}
+            state = self.optimizer.state.get(parameter, {})
+            for key, value in {"value": parameter.detach(), **state}.items():
+                out[f"{self.label}.{index}.{key}"] = whole(value).contiguous().cpu()
+        return out
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what `tensors` wrote."""
+        """Takes over what `tensors` wrote, of any number of processes."""
         for index, parameter in enumerate(self.parameters):
             prefix = f"{self.label}.{index}."
-            mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            parameter.copy_(mine.pop("value"))
+            keys = sorted(key for key in tensors if key.startswith(prefix))
+            mine = {key.removeprefix(prefix): tensors[key] for key in keys}
+            parameter.copy_(part_like(mine.pop("value"), parameter))
             self.optimizer.state.pop(parameter, None)
             if mine:
                 self.optimizer.state[parameter] = {
-                    k: v.clone() if k == "step" else v.to(parameter.device, copy=True)
+                    k: v.clone() if k == "step" else part_like(v, parameter).clone()
                     for k, v in mine.items()
                 }
 
