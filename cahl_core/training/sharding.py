@@ -1,0 +1,143 @@
+"""The backbone sharded over the processes, layer by layer (FSDP2, on accelerate's launch).
+
+Each process holds its part of every decoder layer; a layer's whole matrices exist while it computes.
+Embeddings, head and adapters are whole on every process: the head is used outside the decoder, and
+adapters are small. Gradients of sharded matrices are summed in the backward pass, never averaged.
+
+All processes must run the same number of passes, since a layer is gathered by all of them at once:
+`in_step` adds passes of weight zero where a process has fewer rows than another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cahl_core.errors import ModelError
+from cahl_core.policy.backbone import Policy
+from cahl_core.policy.packing import pack
+from cahl_core.training.distributed import Workers, is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from cahl_core.policy.team import Team
+
+
+def shard_team(team: Team, workers: Workers) -> None:
+    """Shards every backbone of the team, references included; nothing where the launch is plain.
+
+    To be called before optimizers are made: trained parameters of whole models are replaced.
+    """
+    if workers.sharded:
+        references = (m.reference[0] for m in team.members.values() if m.reference)
+        policies = [m.policy for m in team.members.values()]
+        for policy in {id(p): p for p in (*policies, *references)}.values():
+            shard(policy, workers, decodes=team.decodes(policy))
+
+
+def shard(policy: Policy, workers: Workers, *, decodes: bool = False) -> None:
+    """Shards one backbone in place; nothing where the launch is plain.
+
+    Args:
+        decodes: whether this process also samples from it, from a whole copy (``policy.whole``).
+
+    Raises:
+        ModelError: the decoder has no list of layers.
+    """
+    if not workers.sharded:
+        return
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    layers = getattr(policy.decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ModelError(
+            f"{type(policy.decoder).__name__} has no list of layers to shard",
+            "train it unsharded: launch with configs/accelerate/ddp.yaml",
+        )
+    if decodes:
+        policy.whole = dict(policy.causal.named_parameters())
+    options: dict[str, Any] = {
+        "mesh": _mesh(workers),
+        "reshard_after_forward": workers.launch.reshard,
+        "ignored_params": set(_replicated(policy)),
+    }
+    for layer in layers:
+        fully_shard(layer, **options)
+    fully_shard(policy.decoder, **options)
+    for module in policy.decoder.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def _mesh(workers: Workers) -> DeviceMesh:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(workers.device.type, (workers.count,))
+
+
+def _replicated(policy: Policy) -> Iterator[nn.Parameter]:
+    for module in (policy.causal.get_input_embeddings(), policy.causal.get_output_embeddings()):
+        yield from module.parameters()
+    for name in policy.adapters:
+        yield from policy.parameters(name)
+
+
+@torch.no_grad()
+def refresh_whole(policy: Policy) -> None:
+    """Brings the whole weights that decoding reads up to date with the shards that trained.
+
+    Frozen matrices never change; of what trains, one matrix after another is gathered.
+    """
+    for name, parameter in policy.causal.named_parameters() if policy.whole else ():
+        if is_sharded(parameter) and parameter.requires_grad:
+            policy.whole[name].data.copy_(whole(parameter))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; of a sharded one all processes have to ask."""
+    if not is_sharded(tensor):
+        return tensor
+    found: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return found
+
+
+def part_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, distributed as ``like``; nothing is sent."""
+    if not is_sharded(like):
+        return tensor.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    part: Tensor = distribute_tensor(
+        tensor.to(like.device),
+        like.device_mesh,  # type: ignore[attr-defined]
+        like.placements,  # type: ignore[attr-defined]
+        src_data_rank=None,
+    )
+    return part
+
+
+@contextmanager
+def in_step(policy: Policy, workers: Workers, passes: int) -> Iterator[None]:
+    """The body runs ``passes`` passes; then this process runs those that others have more.
+
+    Where weights are not sharded nothing is added. How many passes there are has to be known before
+    the first one: while a process is still gathering layers, another cannot ask it for a number.
+    """
+    behind = workers.most(passes) - passes if workers.sharded else 0
+    yield
+    for _ in range(behind):
+        idle(policy)
+
+
+def idle(policy: Policy) -> None:
+    """One pass over a single token; where gradients are enabled, a backward that adds zero."""
+    (row,) = pack([[0]], 1)
+    hidden = policy.hidden_states(row)
+    if hidden.requires_grad:
+        (hidden.sum() * 0.0).backward()  # type: ignore[no-untyped-call]
