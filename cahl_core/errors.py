@@ -71,6 +71,10 @@ class TrainingError(CahlError):
     exit_code = 7
 
 
+class MemoryLimitError(TrainingError):
+    """What has to be in memory at one time does not fit, however small the batches are made."""
+
+
 class EvaluationError(CahlError):
     """The harness failed: this is never a score of the model."""
 

@@ -23,6 +23,7 @@ from cahl_core.config import Settings
 from cahl_core.errors import CahlError, StageInputError
 from cahl_core.files import read_json, storage_errors, write_json
 from cahl_core.lineage import dvc_md5, locked_sums, read_stages, sums
+from cahl_core.memory import PhaseMemory, gib, highest_resident
 
 if TYPE_CHECKING:
     from dagster_pipes import PipesContext
@@ -48,6 +49,7 @@ class StageRun:
         self.root = root
         self.settings = settings
         self.phases: dict[str, float] = {}
+        self.memory = PhaseMemory()
         self.reported: dict[str, Any] = {}
         self._tracker: Tracker | None = None
         self._pipes: PipesContext | None = None
@@ -106,10 +108,11 @@ class StageRun:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the wall time of the body to ``phases[name]`` (seconds)."""
+        """Adds the wall time of the body to ``phases[name]`` (seconds); its peak goes to ``memory``."""
         start = time.perf_counter()
         try:
-            yield
+            with self.memory.phase(name):
+                yield
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - start
 
@@ -146,6 +149,7 @@ def open_stage(name: str, root: Path, settings: Settings) -> Iterator[StageRun]:
             _close_tracker(stage, "KILLED" if _was_stopped(error) else "FAILED")
             record.write("interrupted" if _was_stopped(error) else "failed", error)
             raise
+        _report_memory(stage)
         _close_tracker(stage, "FINISHED")
         record.write("finished")
         _report_materialization(stage)
@@ -204,6 +208,7 @@ class _Record:
             "peak_rss_bytes": _peak_rss(),
             "phases": {key: round(value, 3) for key, value in stage.phases.items()},
             "dagster_run_id": pipes.run_id if pipes else None,
+            "memory": {"source": stage.memory.source, "peak_bytes": stage.memory.highest},
             "metadata": stage.reported,
         }
         if tracker and tracker.run_id:
@@ -279,7 +284,8 @@ def _close_tracker(stage: StageRun, status: Status) -> None:
         return
     try:
         phases = {f"phase_seconds/{key}": value for key, value in stage.phases.items()}
-        tracker.log_metrics(phases | {"peak_rss_gb": _peak_rss() / 1e9}, None)
+        peaks = gib(stage.memory.highest)
+        tracker.log_metrics(phases | peaks | {"peak_rss_gb": _peak_rss() / 1e9}, None)
         if status == "FINISHED":
             tracker.set_tags(_out_tags(stage))
         tracker.end(status)
@@ -288,6 +294,10 @@ def _close_tracker(stage: StageRun, status: Status) -> None:
         stage.log(f"warning: {error}")
     for warning in tracker.warnings:
         stage.log(f"warning: {warning}")
+
+
+def _report_memory(stage: StageRun) -> None:
+    stage.metadata(**{name: round(value, 3) for name, value in gib(stage.memory.highest).items()})
 
 
 def _report_materialization(stage: StageRun) -> None:
@@ -336,7 +346,8 @@ def _peak_rss() -> int:
 
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     unit = 1 if sys.platform == "darwin" else 1024
-    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) * unit
+    seen = max(resource.getrusage(kind).ru_maxrss for kind in kinds) * unit
+    return max(seen, highest_resident())
 
 
 def _was_stopped(error: BaseException) -> bool:
