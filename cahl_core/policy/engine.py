@@ -19,6 +19,7 @@ from cahl_core.errors import PromptTooLongError
 from cahl_core.policy.attention import PAD, packed_inputs
 from cahl_core.policy.backbone import Policy
 from cahl_core.policy.decoder import DecodeModel
+from cahl_core.policy.head import Head
 from cahl_core.policy.packing import pack
 from cahl_core.policy.prefix_attention import PrefixState, passthrough_mask
 
@@ -226,7 +227,7 @@ class Engine:
         state: PrefixState | None = None
         logits: list[Tensor] = [torch.empty(0)] * len(prompts)
         for row in pack(prompts, self.row_tokens):
-            cache: Any = DynamicCache(config=model.config)
+            cache: Any = DynamicCache()  # of the config's kind it would drop what left the window
             hidden = model.base_model(
                 **packed_inputs(row, device), past_key_values=cache, use_cache=True
             ).last_hidden_state[0]
@@ -241,7 +242,7 @@ class Engine:
                 state.bias[index, :, :, len(path) :] = float("-inf")
                 logits[index] = hidden[path[-1]]
         assert state is not None
-        return state, model.get_output_embeddings()(torch.stack(logits)).float()
+        return state, Head.of(model).logits(torch.stack(logits))
 
     def _step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
         self._decoder.decode_attention()
@@ -253,8 +254,7 @@ class Engine:
             use_cache=False,
             prefix_state=state,
         ).last_hidden_state[:, 0]
-        logits: Tensor = model.get_output_embeddings()(hidden).float()
-        return logits
+        return Head.of(model).logits(hidden)
 
     def _compact(self, state: PrefixState, rows: list[_Sample]) -> Tensor | None:
         """Drops finished prompts, and finished samples where every prompt can spare as many."""
