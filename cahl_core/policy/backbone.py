@@ -159,6 +159,11 @@ class Policy:
             ) from error
         self._adapters_changed()
 
+    def remove_adapter(self, name: str) -> None:
+        """Takes an adapter out of memory; one other has to remain."""
+        self.model.delete_adapter(name)
+        self._adapters_changed()
+
     def activate(self, name: str) -> None:
         """Makes ``name`` the adapter of the next forward passes, and the only one with gradients."""
         if name not in self.adapters:
