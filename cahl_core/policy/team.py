@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from cahl_core.config import ModelSettings
 from cahl_core.errors import ModelError
 from cahl_core.policy.backbone import Policy
 from cahl_core.policy.engine import Completion, Engine
+from cahl_core.policy.shards import is_sharded, refresh_whole, whole
 from cahl_core.roles import Role, roles_of
 
 REFERENCE_SUFFIX = "_ref"
@@ -71,8 +73,9 @@ class Team:
         return id(policy) in self._engines
 
     def weights_changed(self) -> None:
-        """To be called after an update: the next generation uses the new weights."""
+        """To be called after an update, by all processes: the next generation uses the new weights."""
         for engine in self._engines.values():
+            refresh_whole(engine.policy)
             engine.weights_changed()
 
     def generate(
@@ -83,12 +86,17 @@ class Team:
         name = member.adapter or role
         return self._engines[id(member.policy)].generate(prompts, name, **options)
 
-    def save(self, folder: Path) -> None:
-        """Writes every role's adapter (or model) to ``folder/<role>``, ready for `load_team`."""
+    def save(self, folder: Path | None) -> None:
+        """Writes every role's adapter (or model) to ``folder/<role>``, ready for `load_team`.
+
+        Args:
+            folder: ``None`` in the processes that write nothing; they have to call it too, for their
+                parts of sharded models.
+        """
         for role, member in self.members.items():
             if member.adapter is None:
-                save_model(member.policy, folder / role)
-            else:
+                save_model(member.policy, folder / role if folder else None)
+            elif folder is not None:
                 member.policy.save_adapter(member.adapter, folder / role)
 
 
@@ -158,14 +166,24 @@ def _two_models(backbone: Path, start: Path, settings: ModelSettings, device: to
     return Team(members)
 
 
-def save_model(policy: Policy, folder: Path) -> None:
-    """Writes a whole model and its tokenizer (safetensors and JSON) directly into ``folder``."""
+def save_model(policy: Policy, folder: Path | None) -> None:
+    """Writes a whole model and its tokenizer (safetensors and JSON) directly into ``folder``.
+
+    ``None`` writes nothing and only gives this process's parts of a sharded model.
+    """
     if policy.adapters:
         raise ModelError("a policy with adapters is saved by its adapters")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in policy.model.state_dict().items():
+        found = whole(tensor)
+        if folder is not None:
+            tensors[name] = found.cpu() if is_sharded(tensor) else found
+    if folder is None:
+        return
     kept = policy.model.config._attn_implementation
     policy.model.config._attn_implementation = "sdpa"  # ours is registered in this process only
     try:
-        policy.model.save_pretrained(str(folder))
+        policy.model.save_pretrained(str(folder), state_dict=tensors)
     finally:
         policy.model.config._attn_implementation = kept
     policy.tokenizer.save_pretrained(str(folder))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cahl_core.errors import StageInputError, TrainingError
+from cahl_core.policy.shards import is_sharded
 from cahl_core.training.launch import TIMEOUT, read_launch
 
 T = TypeVar("T")
@@ -29,10 +30,15 @@ class Workers:
     `TrainingError` where another process has ended or does not come within the time allowed
     (``CAHL_PROCESS_TIMEOUT`` seconds, 1800 by default).
 
+    Attributes:
+        sharded: whether weights are sharded over the processes.
+
     Raises:
         ConfigError: the launcher asks for what cannot be had.
         TrainingError: the processes did not find each other.
     """
+
+    sharded = False
 
     def __init__(self) -> None:
         from accelerate import Accelerator, InitProcessGroupKwargs
@@ -46,7 +52,7 @@ class Workers:
             )
         self.rank: int = self.accelerator.process_index
         self.count: int = self.accelerator.num_processes
-        self.sharded: bool = self.launch.sharded and self.count > 1
+        self.sharded = self.launch.sharded and self.count > 1
         if self.count != self.launch.processes:
             raise TrainingError(
                 f"{self.launch.processes} processes were started, and this one sees {self.count}",
@@ -193,11 +199,6 @@ class _Broadcast(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._shapes)
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds only its part of the tensor (a ``DTensor``)."""
-    return hasattr(tensor, "full_tensor")
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

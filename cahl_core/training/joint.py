@@ -15,6 +15,7 @@ from cahl_core.training import checkpoints
 from cahl_core.training.data import load_split, split_files
 from cahl_core.training.distributed import Workers
 from cahl_core.training.places import Places
+from cahl_core.training.sharding import shard_team
 from cahl_core.training.summary import PLOT, Row, summarise_run, write_csv
 from cahl_core.training.trainer import Trainer
 
@@ -41,13 +42,16 @@ def train(stage: StageRun, places: Places, resume: str = "auto") -> list[Row]:
         raise ConfigError(f"--resume {resume} is not known", "allowed: auto, never")
     settings = stage.settings
     workers = Workers()
+    key = run_key(settings, places)
+    workers.agree("settings and inputs", key)
     tasks = load_split(places.prepared, "train")
     for file in split_files(places.prepared, "train"):
         stage.log_input(file, file.stem, "rl")
     dev = load_split(places.prepared, "dev")[: settings.train.evaluate_tasks]
     with stage.phase("load"):
         team = load_trainable(places.backbone, places.start, settings.model, workers.device)
-    folder = places.cache / run_key(settings, places) / "checkpoints"
+        shard_team(team, workers)
+    folder = places.cache / key / "checkpoints"
     if resume == "never" and workers.is_main:
         checkpoints.clear(folder)
     if workers.is_main:
@@ -57,6 +61,8 @@ def train(stage: StageRun, places: Places, resume: str = "auto") -> list[Row]:
     rows = trainer.train(tasks, list(dev), folder)
     if workers.is_main:
         _finish(stage, places, team, trainer)
+    else:
+        team.save(None)
     workers.wait()
     if workers.is_main:
         checkpoints.clear(folder.parent)

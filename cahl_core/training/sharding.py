@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cahl_core.errors import ModelError
 from cahl_core.policy.backbone import Policy
-from cahl_core.policy.packing import pack
-from cahl_core.training.distributed import Workers, is_sharded
+from cahl_core.policy.shards import idle
+from cahl_core.training.distributed import Workers
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -88,40 +87,6 @@ def _replicated(policy: Policy) -> Iterator[nn.Parameter]:
         yield from policy.parameters(name)
 
 
-@torch.no_grad()
-def refresh_whole(policy: Policy) -> None:
-    """Brings the whole weights that decoding reads up to date with the shards that trained.
-
-    Frozen matrices never change; of what trains, one matrix after another is gathered.
-    """
-    for name, parameter in policy.causal.named_parameters() if policy.whole else ():
-        if is_sharded(parameter) and parameter.requires_grad:
-            policy.whole[name].data.copy_(whole(parameter))
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; of a sharded one all processes have to ask."""
-    if not is_sharded(tensor):
-        return tensor
-    found: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
-    return found
-
-
-def part_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, distributed as ``like``; nothing is sent."""
-    if not is_sharded(like):
-        return tensor.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
-
-    part: Tensor = distribute_tensor(
-        tensor.to(like.device),
-        like.device_mesh,  # type: ignore[attr-defined]
-        like.placements,  # type: ignore[attr-defined]
-        src_data_rank=None,
-    )
-    return part
-
-
 @contextmanager
 def in_step(policy: Policy, workers: Workers, passes: int) -> Iterator[None]:
     """The body runs ``passes`` passes; then this process runs those that others have more.
@@ -133,11 +98,3 @@ def in_step(policy: Policy, workers: Workers, passes: int) -> Iterator[None]:
     yield
     for _ in range(behind):
         idle(policy)
-
-
-def idle(policy: Policy) -> None:
-    """One pass over a single token; where gradients are enabled, a backward that adds zero."""
-    (row,) = pack([[0]], 1)
-    hidden = policy.hidden_states(row)
-    if hidden.requires_grad:
-        (hidden.sum() * 0.0).backward()  # type: ignore[no-untyped-call]

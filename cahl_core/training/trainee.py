@@ -10,11 +10,10 @@ from torch import Tensor
 
 from cahl_core.config import Settings
 from cahl_core.policy.backbone import Policy
+from cahl_core.policy.shards import is_sharded, part_like, whole
 from cahl_core.policy.team import REFERENCE_SUFFIX, Team
 from cahl_core.roles import Role
 from cahl_core.train_config import RoleSettings
-from cahl_core.training.distributed import is_sharded
-from cahl_core.training.sharding import part_like, whole
 
 
 class Trainee:

@@ -87,8 +87,10 @@ class Trainer:
                     bar.advance(1, **_shown(self.rows[-1]))
             self._between_steps(dev, last=True)
         except (KeyboardInterrupt, SystemExit):
-            with held_signals():
-                self._save(folder)
+            # parts of sharded weights cannot be gathered where others may be anywhere in a step
+            if not any(t.sharded for t in self._unique()):
+                with held_signals():
+                    self._save(folder)
             raise
         self._save(folder)
         return self.rows
@@ -231,7 +233,10 @@ class Trainer:
 
     def _snapshot(self, step: int) -> None:
         folder = self.places.snapshots
-        if folder is None or not self.workers.is_main:
+        if folder is None:
+            return
+        if not self.workers.is_main:
+            self.team.save(None)
             return
         with held_signals(), atomic_dir(folder / f"step-{step:06d}") as temporary:
             self.team.save(temporary)
@@ -274,16 +279,18 @@ class Trainer:
         }
 
     def _save(self, folder: Path) -> None:
-        if not (self.workers.is_main and self.rows) or self._saved == len(self.rows):
+        if not self.rows or self._saved == len(self.rows):
             return
-        keep = self.settings.train.keep_checkpoints
+        keep, main = self.settings.train.keep_checkpoints, self.workers.is_main
         with self.stage.phase("checkpoint"):
-            checkpoints.save(folder, len(self.rows), self._unique(), self._cursors, keep)
+            checkpoints.save(
+                folder, len(self.rows), self._unique(), self._cursors, keep, writes=main
+            )
         self._saved = len(self.rows)
 
     def _resume(self, folder: Path) -> None:
         self._cursors = self._state()
-        done, state, warnings = checkpoints.load_latest(folder, self._unique())
+        done, state, warnings = checkpoints.load_latest(folder, self._unique(), self.workers)
         for warning in warnings:
             self.stage.log(f"warning: {warning}")
         if not done:
