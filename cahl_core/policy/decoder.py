@@ -1,63 +1,200 @@
 """The decoding copy of a policy: LoRA merged into the backbone's matrices, in the backbone's dtype.
 
 Decoding reads every weight at every step, so the adapters are merged once per update instead of being
-multiplied at every token. Everything but the merged matrices shares memory with the backbone.
+multiplied at every token. What no adapter touches shares memory with the backbone.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cahl_core.policy import attention, prefix_attention
+from cahl_core.policy.attention import PackedRuns, packed_attention, packed_inputs
 from cahl_core.policy.backbone import Policy
+from cahl_core.policy.fused import FusedModel, supports
+from cahl_core.policy.head import Head
+from cahl_core.policy.packing import Packed
+from cahl_core.policy.prefix_state import PrefixState, attend_cpu, attend_static
+
+Sink = Callable[[int, Tensor, Tensor], None]
+WeightOf = Callable[[nn.Module], Tensor]
+Whole = Callable[[Tensor], Tensor]
 
 
-class DecodeModel:
-    """A causal LM whose adapted matrices are this object's own; ``refresh`` merges them anew."""
+class Runner(Protocol):
+    """How the merged model is computed."""
 
-    def __init__(self, policy: Policy) -> None:
+    def refresh(self) -> None:
+        """Takes over the present weights."""
+
+    def prefill(self, row: Packed, sink: Sink) -> Tensor:
+        """Hidden states ``[L, hidden]`` of a packed row.
+
+        ``sink`` gets every layer's number, keys and values ``[H, L', D]``, the first ``L`` of them
+        the row's.
+        """
+
+    def step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
+        """Hidden states ``[N, hidden]`` of the next token of every row."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[N, vocabulary]``, in at least float32."""
+
+
+def decoding_model(policy: Policy) -> DecodingModel:
+    """The fastest way that serves the policy's architecture."""
+    return DecodingModel(policy, fused=supports(policy.causal))
+
+
+class DecodingModel:
+    """A policy's inference copy, its weights those of the last `refresh`."""
+
+    def __init__(self, policy: Policy, *, fused: bool) -> None:
         self.policy = policy
-        self._layers = _lora_layers(policy.causal)
-        self.model = _shell(policy, self._layers)
-        self._plain = dict(self.model.named_modules())
+        self._adapter: str | None = None
+        self._names = {id(p): name for name, p in policy.causal.named_parameters()}
+        kind = FusedRunner if fused else ModuleRunner
+        self.runner: Runner = kind(policy, self.weight_of, self.whole)
 
     @torch.no_grad()
     def refresh(self, name: str | None) -> None:
         """Makes the weights those of backbone + adapter ``name`` (``None``: the backbone)."""
+        self._adapter = name
+        self.runner.refresh()
+
+    def weight_of(self, module: Any) -> Tensor:
+        """A linear module's weight ``[out, in]`` with the adapter merged, whole and without gradient."""
+        layer = getattr(module, "base_layer", module)
+        weight = self.whole(layer.weight).detach()
+        name = self._adapter
+        if name is not None and name in getattr(module, "lora_A", ()):
+            delta = module.get_delta_weight(name).detach()
+            weight = (weight.float() + delta.float()).to(weight.dtype)
+        return weight
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """All of a parameter, also where this process trains on a part of it only."""
+        return self.policy.whole.get(self._names[id(parameter)], parameter)
+
+
+class FusedRunner:
+    """Llama-shaped layers, computed by `FusedModel`."""
+
+    def __init__(self, policy: Policy, weight_of: WeightOf, whole: Whole) -> None:
+        self.policy = policy
+        self.model = FusedModel(policy.causal, weight_of, whole)
+        self._attend = attend_cpu if policy.device.type == "cpu" else attend_static
+        self.refresh = self.model.refresh
+        self.logits = self.model.logits
+
+    def prefill(self, row: Packed, sink: Sink) -> Tensor:
+        """`Runner.prefill`."""
+        device = self.policy.device
+        wide = row.padded(attention.PAD)
+        runs = PackedRuns.of(wide, device)
+        layers = self.policy.decoder.layers
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+            length, groups, heads, width = q.shape
+            keys, values = k.transpose(0, 1), v.transpose(0, 1)
+            sink(layer, keys, values)
+            out, _ = packed_attention(
+                layers[layer].self_attn,
+                q.permute(2, 1, 0, 3).reshape(1, heads * groups, length, width),
+                keys[None],
+                values[None],
+                None,
+                scaling,
+                packed_runs=runs,
+            )
+            return out.view(length, heads, groups, -1).transpose(1, 2).reshape(length, -1)
+
+        hidden = self.model.hidden(
+            torch.from_numpy(wide.input_ids).to(device),
+            torch.from_numpy(wide.position_ids).to(device),
+            attend,
+        )
+        return hidden[: len(row)]
+
+    def step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
+        """`Runner.step`."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+            return self._attend(state, layer, q, k, v, scaling)
+
+        return self.model.hidden(tokens, positions, attend)
+
+
+class ModuleRunner:
+    """Any architecture, by transformers' own modules and registered attention functions."""
+
+    def __init__(self, policy: Policy, weight_of: WeightOf, whole: Whole) -> None:
+        self.policy = policy
+        self._layers = _lora_layers(policy.causal)
+        self._weight_of = weight_of
+        self.model = _shell(policy.causal, self._layers, whole)
+        self._head = Head.of(self.model)
+        self._plain = dict(self.model.named_modules())
+
+    def refresh(self) -> None:
+        """`Runner.refresh`."""
         for path, layer in self._layers.items():
-            weight = layer.base_layer.weight
-            if name is not None and name in layer.lora_A:
-                weight = (weight.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
-            self._plain[path].weight.data = weight
+            self._plain[path].weight.data = self._weight_of(layer)
 
-    def prefill_attention(self) -> None:
+    def prefill(self, row: Packed, sink: Sink) -> Tensor:
+        """`Runner.prefill`."""
+        from transformers import DynamicCache
+
         self.model.config._attn_implementation = attention.PACKED
+        # without its configuration the cache keeps every token, also of sliding-window layers
+        cache: Any = DynamicCache()
+        hidden: Tensor = self.model.base_model(
+            **packed_inputs(row, self.policy.device), past_key_values=cache, use_cache=True
+        ).last_hidden_state[0]
+        for number, layer in enumerate(cache.layers):
+            sink(number, layer.keys[0], layer.values[0])
+        return hidden[: len(row)]
 
-    def decode_attention(self) -> None:
+    def step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
+        """`Runner.step`."""
         self.model.config._attn_implementation = prefix_attention.DECODE
+        hidden: Tensor = self.model.base_model(
+            input_ids=tokens[:, None],
+            position_ids=positions[:, None],
+            attention_mask=prefix_attention.passthrough_mask(tokens.device),
+            use_cache=False,
+            prefix_state=state,
+        ).last_hidden_state[:, 0]
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`Runner.logits`."""
+        return self._head.logits(hidden)
 
 
 def _lora_layers(causal: nn.Module) -> dict[str, Any]:
     return {n: m for n, m in causal.named_modules() if hasattr(m, "base_layer")}
 
 
-def _shell(policy: Policy, layers: dict[str, Any]) -> Any:
+def _shell(causal: Any, layers: dict[str, Any], whole: Whole) -> Any:
     """The backbone's modules without LoRA wrappers, parameters shared until refreshed."""
-    causal = policy.causal
     # deepcopy with every tensor pre-seeded in the memo copies structure only, no weights
     memo: dict[int, Any] = {}
-    for tensor in (*causal.parameters(), *causal.buffers()):
+    for tensor in causal.buffers():
         memo[id(tensor)] = tensor
+    for parameter in causal.parameters():
+        memo[id(parameter)] = nn.Parameter(whole(parameter).data, requires_grad=False)
     for layer in layers.values():
         base = layer.base_layer
-        plain = nn.Linear(1, 1, bias=base.bias is not None, device="meta")
+        plain: Any = nn.Linear(1, 1, bias=base.bias is not None, device="meta")
         plain.in_features, plain.out_features = base.in_features, base.out_features
-        plain.weight = nn.Parameter(base.weight.data, requires_grad=False)
-        plain.bias = base.bias
+        plain.weight = memo[id(base.weight)]
+        plain.bias = None if base.bias is None else memo[id(base.bias)]
         memo[id(layer)] = plain
     shell = copy.deepcopy(causal, memo)
     shell.config = copy.deepcopy(causal.config)

@@ -7,24 +7,23 @@ rounding of batched matrix products).
 
 from __future__ import annotations
 
-import hashlib
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from cahl_core.errors import PromptTooLongError
-from cahl_core.policy.attention import PAD, packed_inputs
+from cahl_core.errors import MemoryLimitError, PromptTooLongError
+from cahl_core.memory import is_out_of_memory, release_memory
 from cahl_core.policy.backbone import Policy
-from cahl_core.policy.decoder import DecodeModel
-from cahl_core.policy.head import Head
+from cahl_core.policy.decoder import DecodingModel, decoding_model
 from cahl_core.policy.packing import pack
-from cahl_core.policy.prefix_attention import PrefixState, passthrough_mask
+from cahl_core.policy.prefix_state import PrefixState
+from cahl_core.policy.sampling import Endings, choose, uniforms
 
 COMPACT_BELOW = 0.7  # rebuild the batch when fewer than this share of its rows is alive
-TAIL_TOKENS = 16  # a stop string never spans more tokens than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +47,56 @@ class Completion:
 @dataclass(slots=True)
 class _Sample:
     prompt: int
+    number: int
     seed: str
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    uniforms: Tensor | None = None
     done: bool = False
     finished: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    prompts: Sequence[Sequence[int]]
+    names: Sequence[str]
+    max_tokens: int
+    temperature: float
+    endings: Endings
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Samples of prompts that decode together."""
+
+    prompts: list[int]
+    samples: range
+
+    def halves(self) -> tuple[_Job, _Job] | None:
+        """The same work in two parts; ``None`` for a single sample."""
+        if len(self.prompts) > 1:
+            middle = len(self.prompts) // 2
+            parts = self.prompts[:middle], self.prompts[middle:]
+            return _Job(parts[0], self.samples), _Job(parts[1], self.samples)
+        if len(self.samples) > 1:
+            middle = len(self.samples) // 2
+            return (
+                _Job(self.prompts, self.samples[:middle]),
+                _Job(self.prompts, self.samples[middle:]),
+            )
+        return None
+
+
 class Engine:
-    """Generates with the adapters of a `Policy`."""
+    """Generates with the adapters of a `Policy`.
+
+    Attributes:
+        batch_tokens: cached tokens (prompts, and room for all samples) of one batch; halved when
+            memory runs out.
+        row_tokens: tokens of one packed row of prompts.
+        prefilled_tokens, decoded_tokens: encoded and sampled so far.
+        seconds_prefill, seconds_decode: spent so far.
+        notes: what the user should know, for the caller to show and clear.
+    """
 
     def __init__(
         self, policy: Policy, *, batch_tokens: int = 32768, row_tokens: int = 2048
@@ -65,14 +104,14 @@ class Engine:
         self.policy = policy
         self.batch_tokens = batch_tokens
         self.row_tokens = row_tokens
-        self.prefilled_tokens = 0
-        self.decoded_tokens = 0
-        self._decoder = DecodeModel(policy)
+        self.prefilled_tokens = self.decoded_tokens = 0
+        self.seconds_prefill = self.seconds_decode = 0.0
+        self.notes: list[str] = []
+        self._model: DecodingModel | None = None
         self._merged: str | None = None
         self._fresh = False
-        config = self._decoder.model.generation_config
-        ends = config.eos_token_id if config.eos_token_id is not None else []
-        self._ends = {ends} if isinstance(ends, int) else set(ends)
+        ends = policy.causal.generation_config.eos_token_id
+        self._ends = {ends} if isinstance(ends, int) else set(ends or ())
         if policy.tokenizer.eos_token_id is not None:
             self._ends.add(policy.tokenizer.eos_token_id)
 
@@ -106,22 +145,24 @@ class Engine:
 
         Raises:
             PromptTooLongError: a prompt and ``max_tokens`` do not fit ``max_context``.
+            MemoryLimitError: a single sample of a single prompt does not fit into memory.
         """
         self._check(prompts, max_tokens)
-        name = role if self.policy.adapters else None
-        if not self._fresh or self._merged != name:
-            self._decoder.refresh(name)
-            self._merged, self._fresh = name, True
         names = seeds or [str(i) for i in range(len(prompts))]
+        endings = Endings(self.policy.tokenizer, self._ends, stop, openings)
+        request = _Request(prompts, names, max_tokens, temperature, endings)
         results: list[list[Completion]] = [[] for _ in prompts]
-        for batch in self._batches(prompts, samples, max_tokens):
-            rows = [_Sample(p, f"{names[p]}/{i}") for p in batch for i in range(samples)]
-            self._run(prompts, batch, rows, max_tokens, temperature, stop, openings)
+        jobs = deque(self._jobs(prompts, samples, max_tokens))
+        while jobs:
+            job = jobs.popleft()
+            rows = self._attempt(request, job, role)
+            if rows is None:
+                jobs.extendleft(reversed(job.halves() or ()))
+                continue
             for row in rows:
-                text = self.policy.tokenizer.decode(self._strip_end(row.ids))
-                results[row.prompt].append(Completion(row.ids, row.logprobs, text, row.finished))
-            if on_finished:
-                on_finished(len(batch))
+                results[row.prompt].append(self._completion(row))
+            if on_finished and job.samples.stop == samples:
+                on_finished(len(job.prompts))
         return results
 
     def _check(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
@@ -134,64 +175,137 @@ class Engine:
                     "shorten the request or the tool list, or raise model.max_context",
                 )
 
-    def _batches(
+    def _jobs(
         self, prompts: Sequence[Sequence[int]], samples: int, max_tokens: int
-    ) -> Iterator[list[int]]:
+    ) -> Iterator[_Job]:
         """Prompts of similar length, each batch's cached tokens within the budget."""
         batch: list[int] = []
         for index in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)):
             cached = (len(batch) + 1) * (len(prompts[index]) + samples * max_tokens)
             if batch and cached > self.batch_tokens:
-                yield batch
+                yield _Job(batch, range(samples))
                 batch = []
             batch.append(index)
         if batch:
-            yield batch
+            yield _Job(batch, range(samples))
 
-    def _strip_end(self, ids: list[int]) -> list[int]:
-        return ids[:-1] if ids and ids[-1] in self._ends else ids
+    def _completion(self, row: _Sample) -> Completion:
+        ids = row.ids[:-1] if row.ids and row.ids[-1] in self._ends else row.ids
+        text = self.policy.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return Completion(row.ids, row.logprobs, text, row.finished)
+
+    # --- a batch ----------------------------------------------------------------------------------
+
+    def _attempt(self, request: _Request, job: _Job, role: str) -> list[_Sample] | None:
+        """The finished samples of a job; ``None`` where memory ran out and it should be halved."""
+        try:
+            return self._run(request, job, role)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if job.halves() is None:
+                raise MemoryLimitError(
+                    f"a prompt of {len(request.prompts[job.prompts[0]])} tokens with "
+                    f"{request.max_tokens} to generate does not fit into memory alone",
+                    "lower model.max_context or max_tokens, or use a smaller backbone",
+                ) from error
+            release_memory(self.policy.device, error)
+        longest = max(len(request.prompts[p]) for p in job.prompts)
+        cached = len(job.prompts) * (longest + len(job.samples) * request.max_tokens)
+        self.batch_tokens = max(1, min(self.batch_tokens, cached) // 2)
+        self.notes.append(
+            f"generation ran out of memory with {len(job.prompts)} prompts of {len(job.samples)} "
+            f"samples; batches now hold at most {self.batch_tokens} tokens"
+        )
+        return None
+
+    def _ready(self, role: str) -> DecodingModel:
+        """The decoding model with the role's present weights."""
+        name = role if self.policy.adapters else None
+        if self._model is None:
+            self._model = decoding_model(self.policy)
+        if not self._fresh or self._merged != name:
+            self._model.refresh(name)
+            self._merged, self._fresh = name, True
+        return self._model
 
     @torch.no_grad()
-    def _run(
+    def _run(self, request: _Request, job: _Job, role: str) -> list[_Sample]:
+        model, width = self._ready(role), len(job.samples)
+        rows = [_Sample(p, i, f"{request.names[p]}/{i}") for p in job.prompts for i in job.samples]
+        started = time.perf_counter()
+        state, logits = self._prefill(
+            model, [request.prompts[p] for p in job.prompts], request, width
+        )
+        between = time.perf_counter()
+        self._decode(model, request, rows, state, logits.repeat_interleave(width, dim=0))
+        self.seconds_prefill += between - started
+        self.seconds_decode += time.perf_counter() - between
+        return rows
+
+    def _prefill(
         self,
-        prompts: Sequence[Sequence[int]],
-        batch: list[int],
+        model: DecodingModel,
+        prompts: list[Sequence[int]],
+        request: _Request,
+        samples: int,
+    ) -> tuple[PrefixState, Tensor]:
+        """Encodes the prompts' distinct prefixes once; returns caches and last-token logits."""
+        device = self.policy.device
+        state = PrefixState.empty(
+            [len(p) for p in prompts], samples, request.max_tokens, device, self.policy.dtype
+        )
+        last: list[Tensor] = [torch.empty(0)] * len(prompts)
+        for row in pack(prompts, self.row_tokens):
+            paths = [torch.from_numpy(path).to(device) for path in row.paths]
+
+            def sink(layer: int, keys: Tensor, values: Tensor) -> None:
+                for index, path in zip(row.indices, paths, strict=True):  # noqa: B023
+                    state.write(layer, index, keys[:, path], values[:, path])
+
+            hidden = model.runner.prefill(row, sink)
+            self.prefilled_tokens += len(row)
+            for index, path in zip(row.indices, paths, strict=True):
+                last[index] = hidden[path[-1]]
+        return state, model.runner.logits(torch.stack(last))
+
+    def _decode(
+        self,
+        model: DecodingModel,
+        request: _Request,
         rows: list[_Sample],
-        max_tokens: int,
-        temperature: float,
-        stop: Sequence[str],
-        openings: Sequence[str],
+        state: PrefixState,
+        logits: Tensor,
     ) -> None:
-        samples = len(rows) // len(batch)
-        if temperature > 0:
-            for row in rows:
-                row.uniforms = _uniforms(row.seed, max_tokens)
-        state, logits = self._prefill([prompts[p] for p in batch], samples, max_tokens)
-        logits = logits.repeat_interleave(samples, dim=0)
-        depth = torch.tensor([len(prompts[r.prompt]) for r in rows], device=self.policy.device)
+        """Samples every row to its end."""
+        draws = None
+        if request.temperature > 0:
+            draws = torch.stack([uniforms(row.seed, request.max_tokens) for row in rows], dim=1)
+        depth = state.ends.repeat_interleave(state.samples)
         live = rows
-        for step in range(max_tokens):
-            tokens, logprobs = _choose(logits, live, step, temperature)
-            last = step == max_tokens - 1
-            self._record(live, tokens.tolist(), logprobs.tolist(), stop, openings, last)
-            alive = sum(not r.done for r in live)
-            if not alive:
-                return
-            if alive < COMPACT_BELOW * len(live):
-                keep = self._compact(state, live)
-                if keep is not None:
-                    live = [live[i] for i in keep.tolist()]
-                    tokens, depth = tokens[keep], depth[keep]
-            state.length += 1
-            logits = self._step(tokens, depth + step, state)
+        for step in range(request.max_tokens):
+            own = None if draws is None else draws[step]
+            tokens, logprobs = choose(logits, own, request.temperature)
+            last = step == request.max_tokens - 1
+            self._record(live, tokens.tolist(), logprobs.tolist(), request.endings, last)
+            keep = self._kept(state, live)
+            if keep is not None:
+                if not keep:
+                    return
+                live = [live[i] for i in keep]
+                kept = torch.tensor(keep, device=depth.device)
+                tokens, depth = tokens[kept], depth[kept]
+                draws = None if draws is None else draws[:, keep]
+            state.advance()
+            hidden = model.runner.step(tokens, depth + step, state)
+            logits = model.runner.logits(hidden)
 
     def _record(
         self,
         rows: list[_Sample],
         tokens: list[int],
         logprobs: list[float],
-        stop: Sequence[str],
-        openings: Sequence[str],
+        endings: Endings,
         last: bool,
     ) -> None:
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
@@ -200,113 +314,28 @@ class Engine:
             row.ids.append(token)
             row.logprobs.append(logprob)
             self.decoded_tokens += 1
-            row.finished = token in self._ends or self._stopped(row.ids, stop)
-            row.done = row.finished or last or self._strayed(row.ids, openings)
+            row.finished = endings.finished(row.ids)
+            row.done = row.finished or last or endings.strayed(row.ids)
 
-    def _strayed(self, ids: list[int], openings: Sequence[str]) -> bool:
-        if not openings or len(ids) > TAIL_TOKENS:
-            return False
-        text: str = self.policy.tokenizer.decode(ids).lstrip()
-        return not any(text.startswith(o) or o.startswith(text) for o in openings)
+    def _kept(self, state: PrefixState, rows: list[_Sample]) -> list[int] | None:
+        """Drops finished prompts, and finished samples where every prompt can spare as many.
 
-    def _stopped(self, ids: list[int], stop: Sequence[str]) -> bool:
-        if not stop:
-            return False
-        tail: str = self.policy.tokenizer.decode(ids[-TAIL_TOKENS:])
-        return any(s in tail for s in stop)
-
-    def _prefill(
-        self, prompts: list[Sequence[int]], samples: int, max_tokens: int
-    ) -> tuple[PrefixState, Tensor]:
-        """Encodes the prompts' distinct prefixes once; returns caches and last-token logits."""
-        from transformers import DynamicCache
-
-        self._decoder.prefill_attention()
-        model, device = self._decoder.model, self.policy.device
-        longest = max(map(len, prompts))
-        state: PrefixState | None = None
-        logits: list[Tensor] = [torch.empty(0)] * len(prompts)
-        for row in pack(prompts, self.row_tokens):
-            cache: Any = DynamicCache()  # of the config's kind it would drop what left the window
-            hidden = model.base_model(
-                **packed_inputs(row, device), past_key_values=cache, use_cache=True
-            ).last_hidden_state[0]
-            self.prefilled_tokens += len(row)
-            if state is None:
-                state = _empty_state(cache, len(prompts), samples, longest, max_tokens)
-            for index, path in zip(row.indices, row.paths, strict=True):
-                where = torch.from_numpy(path).to(device)
-                for layer, kv in enumerate(cache.layers):
-                    state.keys[layer][index, :, : len(path)] = kv.keys[0, :, where]
-                    state.values[layer][index, :, : len(path)] = kv.values[0, :, where]
-                state.bias[index, :, :, len(path) :] = float("-inf")
-                logits[index] = hidden[path[-1]]
-        assert state is not None
-        return state, Head.of(model).logits(torch.stack(logits))
-
-    def _step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
-        self._decoder.decode_attention()
-        model = self._decoder.model
-        hidden = model.base_model(
-            input_ids=tokens[:, None],
-            position_ids=positions[:, None],
-            attention_mask=passthrough_mask(tokens.device),
-            use_cache=False,
-            prefix_state=state,
-        ).last_hidden_state[:, 0]
-        return Head.of(model).logits(hidden)
-
-    def _compact(self, state: PrefixState, rows: list[_Sample]) -> Tensor | None:
-        """Drops finished prompts, and finished samples where every prompt can spare as many."""
+        Returns the rows that stay, none when all are done; ``None`` where nothing was dropped.
+        """
+        alive = sum(not row.done for row in rows)
+        if not alive:
+            return []
+        if alive >= COMPACT_BELOW * len(rows):
+            return None
         samples = state.samples
         groups = [rows[i : i + samples] for i in range(0, len(rows), samples)]
-        kept = [i for i, group in enumerate(groups) if not all(r.done for r in group)]
-        width = max(sum(not r.done for r in groups[i]) for i in kept)
-        if len(kept) * width == len(rows):
+        prompts = [i for i, group in enumerate(groups) if not all(row.done for row in group)]
+        width = max(sum(not row.done for row in groups[i]) for i in prompts)
+        if len(prompts) * width == len(rows):
             return None
-        chosen = []
-        for i in kept:
+        chosen: list[int] = []
+        for i in prompts:
             order = sorted(range(samples), key=lambda j: (groups[i][j].done, j))
             chosen += [i * samples + j for j in sorted(order[:width])]
-        keep = torch.tensor(chosen, device=self.policy.device)
-        state.select(torch.tensor(kept, device=self.policy.device), keep)
-        return keep
-
-
-def _empty_state(
-    cache: Any, prompts: int, samples: int, longest: int, max_tokens: int
-) -> PrefixState:
-    keys, values, own_keys, own_values = [], [], [], []
-    longest += -longest % PAD
-    for layer in cache.layers:
-        _, heads, _, width = layer.keys.shape
-        keys.append(layer.keys.new_zeros(prompts, heads, longest, width))
-        values.append(layer.values.new_zeros(prompts, heads, longest, layer.values.shape[3]))
-        own_keys.append(layer.keys.new_zeros(prompts * samples, heads, max_tokens, width))
-        own_values.append(
-            layer.values.new_zeros(prompts * samples, heads, max_tokens, layer.values.shape[3])
-        )
-    bias = keys[0].new_zeros(prompts, 1, 1, longest)
-    return PrefixState(keys, values, bias, own_keys, own_values)
-
-
-def _uniforms(seed: str, count: int) -> Tensor:
-    """The draws of one sample: uniform in [0, 1), determined by its seed alone."""
-    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little") >> 1
-    return torch.rand(count, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
-
-
-def _choose(
-    logits: Tensor, rows: list[_Sample], step: int, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Next token and its log-probability per row, ``[B]`` each."""
-    logp = torch.log_softmax(logits / temperature if temperature > 0 else logits, dim=1)
-    if temperature > 0:
-        draws = torch.stack([r.uniforms[step] for r in rows if r.uniforms is not None])
-        cumulative = logp.exp().cumsum(dim=1)
-        point = draws.to(logits.device, torch.float32)[:, None] * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, point, right=True)[:, 0]
-        tokens = tokens.clamp_(max=logits.shape[1] - 1)
-    else:
-        tokens = logp.argmax(dim=1)
-    return tokens, logp.gather(1, tokens[:, None])[:, 0]
+        state.select(prompts, torch.tensor(chosen, device=self.policy.device))
+        return chosen
