@@ -30,7 +30,9 @@ from cahl_core.roles import ROLES, Role, roles_of
 from cahl_core.stage import StageRun
 from cahl_core.training import checkpoints
 from cahl_core.training.data import load_split, split_files
+from cahl_core.training.distributed import Workers
 from cahl_core.training.examples import Drawn, Example, batches, examples, rows_of
+from cahl_core.training.sharding import in_step, shard
 from cahl_core.training.trainee import Trainee
 
 MAX_BAD_STEPS = 5
@@ -53,16 +55,13 @@ class Course:
 def run(stage: StageRun) -> None:
     """Trains the adapters; writes models/sft, metrics/sft.json, plots/sft_loss.csv."""
     settings, root = stage.settings, stage.root
+    workers = Workers()
     train = load_split(root / "data/prepared", "train")
     dev = load_split(root / "data/prepared", "dev")[:DEV_TASKS]
     train_files = split_files(root / "data/prepared", "train")
     for file in train_files:
         stage.log_input(file, file.stem, "sft")
     planned = courses(settings.model, settings.sft)
-    with stage.phase("load"):
-        policy = Policy.load(root / "data/backbone", None, settings.model)
-        for index, course in enumerate(planned):
-            policy.new_adapter(course.adapter, settings.seed + index)
     key = digest(
         [
             settings.sft.model_dump(mode="json"),
@@ -72,16 +71,37 @@ def run(stage: StageRun) -> None:
             tree_digest(root / "data/backbone"),
         ]
     )
+    workers.agree("settings and inputs", key)
+    with stage.phase("load"):
+        policy = Policy.load(root / "data/backbone", None, settings.model, device=workers.device)
+        for index, course in enumerate(planned):
+            policy.new_adapter(course.adapter, settings.seed + index)
+        shard(policy, workers)
     losses: dict[Role, list[float]] = {}
     metrics: dict[str, float] = {}
     for course in planned:
         with stage.phase(course.adapter):
-            learned, drawn = _train(stage, policy, course, train, key)
+            learned, drawn = _train(stage, policy, course, train, key, workers)
         losses |= learned
         with stage.phase("dev"):
             for role in course.roles:
-                value = dev_loss(policy, course.adapter, role, dev, settings)
+                value = dev_loss(policy, course.adapter, role, dev, settings, workers)
                 metrics |= _metrics(role, learned[role], drawn[role], value)
+    if workers.is_main:
+        _finish(stage, policy, planned, losses, metrics)
+    workers.wait()
+    if workers.is_main:
+        checkpoints.clear(stage.cache_dir(key))
+
+
+def _finish(
+    stage: StageRun,
+    policy: Policy,
+    planned: Sequence[Course],
+    losses: Mapping[Role, Sequence[float]],
+    metrics: dict[str, float],
+) -> None:
+    root = stage.root
     with atomic_dir(root / "models/sft") as folder:
         for course in planned:
             for role in course.roles:
@@ -92,7 +112,6 @@ def run(stage: StageRun) -> None:
     stage.log_artifact(root / "models/sft", "adapters")
     stage.log_artifact(root / "plots/sft_loss.csv", "plots")
     stage.metadata(**metrics, dtype=str(policy.dtype), device=str(policy.device))
-    checkpoints.clear(stage.cache_dir(key))
 
 
 def courses(model: ModelSettings, sft: SftSettings) -> list[Course]:
@@ -130,14 +149,19 @@ def interleaved(steps: Mapping[Role, int]) -> tuple[Role, ...]:
 
 
 def _train(
-    stage: StageRun, policy: Policy, course: Course, tasks: Sequence[ToolTask], key: str
+    stage: StageRun,
+    policy: Policy,
+    course: Course,
+    tasks: Sequence[ToolTask],
+    key: str,
+    workers: Workers,
 ) -> tuple[dict[Role, list[float]], dict[Role, Drawn]]:
     """Runs a course to its end; the losses and the examples drawn, per role."""
     settings, sft = stage.settings, stage.settings.sft
     name, total = course.adapter, len(course.turns)
     trainee = Trainee(policy, name, sft.learning_rate, sft.grad_clip, sft.weight_decay)
     folder = stage.cache_dir(key) / name
-    done, extra, warnings = checkpoints.load_latest(folder, [trainee])
+    done, extra, warnings = checkpoints.load_latest(folder, [trainee], workers)
     for warning in warnings:
         stage.log(warning)
     losses = {role: list(extra.get("losses", {}).get(role, [])) for role in course.roles}
@@ -152,7 +176,8 @@ def _train(
     with progress(f"SFT {name}", total) as bar:
         bar.advance(done)
         for step, role in list(enumerate(course.turns))[done:]:
-            loss, tokens = _step(policy, next(streams[role]))
+            loss, tokens = _step(policy, next(streams[role]), workers)
+            workers.sum_gradients(trainee.parameters)
             norm = trainee.step(schedule(step, total, sft.warmup_share))
             bad = bad + 1 if not math.isfinite(norm) else 0
             if bad > MAX_BAD_STEPS:
@@ -165,7 +190,8 @@ def _train(
             values = {"loss": loss, "grad_norm": norm, "target_tokens": float(tokens)}
             stage.log_metrics({f"sft/{role}/{k}": v for k, v in values.items()}, step)
             if (step + 1) % sft.checkpoint_every == 0 or step + 1 == total:
-                checkpoints.save(folder, step + 1, [trainee], {"losses": losses})
+                extra = {"losses": losses}
+                checkpoints.save(folder, step + 1, [trainee], extra, writes=workers.is_main)
     for role in course.roles:
         if drawn[role].left_out:
             stage.log(drawn[role].sentence(role, settings.model.max_context))
@@ -181,15 +207,22 @@ def schedule(step: int, total: int, warmup_share: float) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
 
 
-def _step(policy: Policy, batch: list[tuple[Packed, list[Example]]]) -> tuple[float, int]:
-    """Backward of the batch's mean loss per target token; returns it and the number of tokens."""
+def _step(
+    policy: Policy, batch: list[tuple[Packed, list[Example]]], workers: Workers
+) -> tuple[float, int]:
+    """Backward of the batch's mean loss per target token; returns it and the number of tokens.
+
+    Every process makes the same batch and takes its share of the rows; gradients are not yet summed.
+    """
     total = sum(len(e[i].target) for row, e in batch for i in row.indices)
     value = 0.0
-    for row, pending in batch:
-        loss = row_loss(policy, row, pending) / total
-        loss.backward()  # type: ignore[no-untyped-call]
-        value += float(loss.detach())
-    return value, total
+    mine = workers.share(batch)
+    with in_step(policy, workers, len(mine)):
+        for row, pending in mine:
+            loss = row_loss(policy, row, pending) / total
+            loss.backward()  # type: ignore[no-untyped-call]
+            value += float(loss.detach())
+    return workers.sum([value])[0], total
 
 
 def row_loss(policy: Policy, row: Packed, pending: Sequence[Example]) -> torch.Tensor:
@@ -199,17 +232,25 @@ def row_loss(policy: Policy, row: Packed, pending: Sequence[Example]) -> torch.T
 
 
 def dev_loss(
-    policy: Policy, adapter: str, role: Role, tasks: Sequence[ToolTask], settings: Settings
+    policy: Policy,
+    adapter: str,
+    role: Role,
+    tasks: Sequence[ToolTask],
+    settings: Settings,
+    workers: Workers,
 ) -> float:
     """Mean negative log-likelihood per target token on held-out tasks, in nats."""
     groups = (examples(policy.tokenizer, t, role, settings) for t in tasks)
     total, count = 0.0, 0
     policy.activate(adapter)
-    with torch.no_grad():
-        for row, pending in rows_of(groups, settings.sft.row_tokens, settings.model.max_context):
+    rows = list(rows_of(groups, settings.sft.row_tokens, settings.model.max_context))
+    mine = workers.share(rows)
+    with torch.no_grad(), in_step(policy, workers, len(mine)):
+        for row, pending in mine:
             total += float(row_loss(policy, row, pending))
             count += sum(len(pending[i].target) for i in row.indices)
-    return total / max(count, 1)
+    total, tokens = workers.sum([total, float(count)])
+    return total / max(tokens, 1.0)
 
 
 def _metrics(role: Role, losses: Sequence[float], drawn: Drawn, dev: float) -> dict[str, float]:

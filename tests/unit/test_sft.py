@@ -22,6 +22,7 @@ from cahl_core.records import Plan, SubTask, ToolCall
 from cahl_core.roles import ROLES
 from cahl_core.stage import StageRun
 from cahl_core.training import sft
+from cahl_core.training.distributed import Workers
 from cahl_core.training.examples import Drawn, examples, rows_of, target_ids
 from cahl_core.training.trainee import Trainee
 
@@ -192,7 +193,7 @@ def test_a_batch_has_the_same_gradient_however_it_is_packed(root: Path) -> None:
         policy.activate("executor")
         groups = (examples(policy.tokenizer, small_task(n), "executor", settings) for n in range(4))
         rows = list(rows_of(groups, row_tokens, 1500))
-        sft._step(policy, rows)
+        sft._step(policy, rows, Workers())
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters("executor")]))  # type: ignore[union-attr]
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
