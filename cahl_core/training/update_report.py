@@ -22,6 +22,7 @@ class Update:
         grad_norm: mean over the optimizer steps taken, before clipping; of both roles' gradients
             where they share an adapter.
         skipped: optimizer steps that were not taken, something not being finite.
+        oom_splits: packed rows that ran out of memory and were done again in halves.
     """
 
     tokens: float = 0.0
@@ -42,6 +43,7 @@ class Update:
     learning_rate: float = 0.0
     steps: int = 0
     skipped: int = 0
+    oom_splits: int = 0
 
     def begin(self) -> None:
         """Counts an epoch."""
@@ -85,8 +87,8 @@ class Update:
         """
         own = (self.kl, self.entropy, self.clipped, self.seen)
         sampler = (self.gap, self.importance, self.truncated, self.tokens)
-        sums = workers.sum((*own, *sampler, self.packed, self.loss))
-        kl, entropy, clipped, seen, gap, importance, truncated, tokens, packed, loss = sums
+        sums = workers.sum((*own, *sampler, self.packed, self.loss, float(self.oom_splits)))
+        kl, entropy, clipped, seen, gap, importance, truncated, tokens, packed, loss, splits = sums
         once, each = 1.0 / max(tokens, 1.0), 1.0 / max(seen, 1.0)
         extremes = (self.ratio_max, -self.ratio_min, self.largest_gap)
         ratio_max, negative_min, largest_gap = (_largest(x, workers) for x in extremes)
@@ -106,6 +108,7 @@ class Update:
             "skipped_updates": float(self.skipped),
             "trained_tokens": tokens,
             "packed_tokens": packed,
+            "oom_splits": splits,
         }
 
 
