@@ -89,6 +89,10 @@ class Publisher:
             if number.isdigit() and int(number) < since and int(number) not in versions:
                 shutil.rmtree(path, ignore_errors=True)
 
+    def clear(self) -> None:
+        """Removes all versions."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def owns(self, path: str) -> bool:
         """Whether a server's adapter lies below our directory."""
         return PurePosixPath(path).is_relative_to(self._there)

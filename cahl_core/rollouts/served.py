@@ -15,7 +15,7 @@ from cahl_core.errors import PromptTooLongError, RolloutServerError
 from cahl_core.policy.engine import Completion
 from cahl_core.policy.team import Team
 from cahl_core.roles import Role
-from cahl_core.rollouts.client import OpenAIClient, RefusedError, UnavailableError
+from cahl_core.rollouts.client import OpenAIClient, RefusedError, UnavailableError, with_retries
 from cahl_core.rollouts.fleet import Fleet
 from cahl_core.rollouts.pool import Server, ServerPool, run_all
 from cahl_core.rollouts.publish import Published, Publisher
@@ -54,6 +54,17 @@ class View:
         self._lock = threading.Lock()
 
     def generate(
+        self, prompts: Sequence[Sequence[int]], role: Role, **options: Any
+    ) -> list[list[Completion]]:
+        """As `Engine.generate` (but for ``openings``), from the servers.
+
+        Raises:
+            PromptTooLongError: a prompt and ``max_tokens`` do not fit ``max_context``.
+            RolloutServerError: the servers are gone for too long, or refuse.
+        """
+        return self._generate(prompts, role, **options)
+
+    def _generate(
         self,
         prompts: Sequence[Sequence[int]],
         role: Role,
@@ -65,12 +76,6 @@ class View:
         stop: Sequence[str] = (),
         on_finished: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """As `Engine.generate`, from the servers.
-
-        Raises:
-            PromptTooLongError: a prompt and ``max_tokens`` do not fit ``max_context``.
-            RolloutServerError: the servers are gone for too long, or refuse.
-        """
         source = self._source
         source.check_lengths(prompts, max_tokens)
         names = seeds or [str(i) for i in range(len(prompts))]
@@ -93,6 +98,12 @@ class View:
             self.tally.prompts += len(ask.prompt)
             self.tally.void += sum(c.void for c in found)
         return found
+
+    def ask(self, server: Server, ask: Ask, role: Role) -> list[Completion]:
+        """The samples of one prompt from this very server, whatever it takes."""
+        seconds = self._source.settings.train.rollouts.start_timeout
+        job = _Job(self._source, self, ask, self.published.names[role])
+        return with_retries(lambda: job(server), give_up_after=seconds)
 
     def read(self, answer: dict[str, Any], ask: Ask, url: str) -> list[Completion]:
         with self._lock:
@@ -245,11 +256,15 @@ class Served:
         own = self.settings.train.rollouts
         return Reader(tokenizer, self.ends, version, own.retokenise, _vocabulary(self.policy))
 
-    def close(self) -> None:
-        """Ends what is under way and takes our adapters off the servers."""
+    def close(self, finished: bool) -> None:
+        """Ends what is under way; a finished run takes its adapters off the servers and the disk.
+
+        One that was stopped has no time for that, and the next start needs them or sweeps them.
+        """
         self.stop.set()
-        if self.workers.is_main:
+        if finished and self.workers.is_main:
             self.fleet.unload(lambda *_: True)
+            self.publisher.clear()
 
 
 def _ends(team: Team) -> frozenset[int]:

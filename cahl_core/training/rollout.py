@@ -90,6 +90,7 @@ class Roller:
             else:
                 self._teacher_forced(trees, names, executions, greedy)
         for tree in trees:
+            _void_uncertain(tree)
             score(tree, self.settings, executions)
         return trees
 
@@ -122,7 +123,9 @@ class Roller:
         sampled = self._generate("planner", prompts, seeds, count, greedy)
         trees = []
         for task, prompt, completions in zip(tasks, prompts, sampled, strict=True):
-            nodes = [PlanNode(Sample(prompt, c), parse_plan(c.text)) for c in completions]
+            nodes = [
+                PlanNode(Sample(prompt, c, void=c.void), parse_plan(c.text)) for c in completions
+            ]
             for node in nodes:
                 node.nodes = self._sub_tasks(task, node.plan)
             trees.append(Tree(task, nodes))
@@ -160,7 +163,7 @@ class Roller:
             "executor", [j[2] for j in jobs], [j[3] for j in jobs], count, greedy
         )
         for (sub, task, prompt, _), completions in zip(jobs, sampled, strict=True):
-            sub.samples = [Sample(prompt, c) for c in completions]
+            sub.samples = [Sample(prompt, c, void=c.void) for c in completions]
             for completion in completions:
                 self._record(sub, task, parse_execution(completion.text), task.results)
 
@@ -201,8 +204,10 @@ class Roller:
     ) -> None:
         """Adds what the run wrote at this sub-task, and what the environment made of it."""
         results = [result for _, result in run.history]
-        if completion is None:  # the run has ended: this sample is in no group
-            sub.samples.append(Sample(prompt, Completion([], [], "", False), void=True))
+        if completion is None or completion.void:  # the run ends: this sample is in no group
+            run.ended = True
+            nothing = completion or Completion([], [], "", False)
+            sub.samples.append(Sample(prompt, nothing, void=True))
             self._record(sub, run.tree.task, TOO_LONG, results)
             sub.results.append(None)
             return
@@ -233,7 +238,7 @@ class Roller:
         for task, prompt, completions in zip(tasks, prompts, sampled, strict=True):
             request = SubTask(task.messages[-1].content if task.messages else "", None, {})
             sub = SubTaskNode(request, tuple(resolved_gold(task)))
-            sub.samples = [Sample(prompt, c) for c in completions]
+            sub.samples = [Sample(prompt, c, void=c.void) for c in completions]
             for number, completion in enumerate(completions):
                 self._record_flat(sub, task, parse_flat(self.form, completion.text), number)
             trees.append(Tree(task, [PlanNode(None, Plan((request,)), [sub])]))
@@ -288,6 +293,14 @@ def void(node: PlanNode, number: int) -> None:
     for sub in node.nodes:
         for sample in sub.samples[number : number + 1]:
             sample.void = True
+
+
+def _void_uncertain(tree: Tree) -> None:
+    """A plan with an execution whose tokens are not known for certain is not judged by the others."""
+    for node in tree.plans:
+        executions = (s for sub in node.nodes for s in sub.samples)
+        if node.sample is not None and any(s.completion.void for s in executions):
+            node.sample.void = True
 
 
 def _names(tasks: Sequence[ToolTask], seed: str) -> list[str]:

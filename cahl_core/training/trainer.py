@@ -20,6 +20,7 @@ from cahl_core.policy.team import Team
 from cahl_core.progress import progress
 from cahl_core.records import ToolTask
 from cahl_core.roles import Role
+from cahl_core.rollouts.supply import Supply
 from cahl_core.signals import held_signals
 from cahl_core.stage import StageRun
 from cahl_core.traces.record import TraceWriter
@@ -32,7 +33,6 @@ from cahl_core.training.curriculum import Capability, Sampler, outcomes
 from cahl_core.training.distributed import Workers
 from cahl_core.training.guards import HackReport
 from cahl_core.training.places import Places
-from cahl_core.training.rollout import Roller
 from cahl_core.training.summary import Row, summarise_trees
 from cahl_core.training.trainee import Trainee, make_trainees
 from cahl_core.training.tree import Sample, Tree
@@ -54,7 +54,7 @@ class Trainer:
         self.team = team
         self.workers = workers
         self.places = places
-        self.roller = Roller(team, stage.settings)
+        self.supply = Supply(team, stage.settings, workers, stage.log)
         self.trainees = make_trainees(team, stage.settings)
         self.capability = Capability(self.settings.train.curriculum)
         self.alarm = CollapseAlarm(self.settings.train.alarm)
@@ -76,8 +76,20 @@ class Trainer:
         """
         train = self.settings.train
         self.sampler = Sampler(tasks, self.settings.seed, train.curriculum)
+        self.supply.connect(folder.parent / "adapters", folder.parent.name)
         self._resume(folder)
         self._discard_later()
+        try:
+            self.supply.start(len(self.rows), tasks)
+            rows = self._run(dev, folder)
+        except BaseException:
+            self.supply.close(finished=False)
+            raise
+        self.supply.close(finished=True)
+        return rows
+
+    def _run(self, dev: Sequence[ToolTask], folder: Path) -> list[Row]:
+        train = self.settings.train
         try:
             with progress("CAHL training", train.steps) as bar:
                 bar.advance(len(self.rows))
@@ -99,12 +111,12 @@ class Trainer:
 
     def _step(self, step: int, folder: Path) -> None:
         started = time.perf_counter()
-        counted = self.team.decoded_tokens, self.team.prefilled_tokens
+        counted = self.supply.tokens
         trees, refills = self._collect(step)
         row: Row = {"step": float(step), "refills": float(refills)}
         row["seconds/rollout"] = time.perf_counter() - started
         sampled, encoded = self.workers.sum(
-            [self.team.decoded_tokens - counted[0], self.team.prefilled_tokens - counted[1]]
+            [float(now - before) for now, before in zip(self.supply.tokens, counted, strict=True)]
         )
         row["sampled_tokens"], row["encoded_prompt_tokens"] = sampled, encoded
         row["sampled_tokens_per_second"] = sampled / row["seconds/rollout"]
@@ -118,22 +130,23 @@ class Trainer:
     def _collect(self, step: int) -> tuple[list[Tree], int]:
         """Rolls out a batch of tasks, and more where groups of a dynamic role carry no signal."""
         train = self.settings.train
-        self.team.weights_changed()
-        trees: list[Tree] = []
-        for batch in range(1 + train.max_refills):
-            if batch and not self._lacking(trees, step):
+        self.supply.publish(len(self.rows), self._saved)
+        trees, roller = self.supply.first(step, self._draw)
+        self._shuffle(trees)
+        for batch in range(1, 1 + train.max_refills):
+            if not self._lacking(trees, step):
                 return trees, batch - 1
-            tasks = self.sampler.draw(train.tasks_per_step, self.capability)
-            new = self.roller.rollout(
-                self.workers.share(tasks),
-                f"{self.settings.seed}/{step}" + (f"/{batch}" if batch else ""),
-                plans=train.plans_per_task,
-                executions=train.executions_per_plan,
-            )
-            if train.arm == "shuffled_credit":
-                shuffle_credit(new, self.settings)
+            new = self.supply.more(roller, self._draw(), f"{self.settings.seed}/{step}/{batch}")
+            self._shuffle(new)
             trees += new
         return trees, train.max_refills
+
+    def _draw(self) -> list[ToolTask]:
+        return self.sampler.draw(self.settings.train.tasks_per_step, self.capability)
+
+    def _shuffle(self, trees: Sequence[Tree]) -> None:
+        if self.settings.train.arm == "shuffled_credit":
+            shuffle_credit(trees, self.settings)
 
     def _lacking(self, trees: Sequence[Tree], step: int) -> bool:
         """Whether a role that learns now samples dynamically and has too few groups with signal."""
@@ -148,7 +161,7 @@ class Trainer:
 
     def _learn(self, trees: Sequence[Tree], step: int, row: Row) -> None:
         train = self.settings.train
-        row |= summarise_trees(trees, self.workers)
+        row |= summarise_trees(trees, self.workers) | self.supply.metrics(trees, step)
         groups = set_advantages(trees, self.settings, self.workers)
         totals = self.workers.sum(list(groups.values()))
         row |= dict(zip(groups, totals, strict=True))
@@ -187,9 +200,9 @@ class Trainer:
     def _finish_step(self, row: Row) -> None:
         self._log(row)  # which says what is not finite; JSON cannot hold it
         self.rows.append({key: value for key, value in row.items() if math.isfinite(value)})
-        for failure in self.roller.failures[:3]:
+        for failure in self.supply.failures[:3]:
             self.stage.log(f"warning: environment failed, the rollout is void: {failure}")
-        self.roller.failures.clear()
+        self.supply.failures.clear()
         for warning in self.alarm.feed(row):
             self.stage.log(f"warning: {warning}")
         self._cursors = self._state()
@@ -221,9 +234,9 @@ class Trainer:
         if any(row["step"] == step for row in self.alignment):
             return
         with self.stage.phase("alignment"):
-            self.team.weights_changed()
+            self.supply.publish(step, self._saved)
             mine = self.workers.share(dev)
-            trees = self.roller.rollout(mine, "dev", plans=1, executions=1, greedy=True)
+            trees = self.supply.roller.rollout(mine, "dev", plans=1, executions=1, greedy=True)
             everyone = self.workers.gather(trees)
         means = summarise_trees(trees, self.workers)
         row = {"step": float(step), **{f"dev/{name}": means[name] for name in DEV}}
@@ -276,6 +289,7 @@ class Trainer:
             "capability": self.capability.state(),
             "alarm": self.alarm.to_json(),
             "hacks": self.hacks.to_json(),
+            "rollouts": self.supply.state(),
         }
 
     def _save(self, folder: Path) -> None:
@@ -300,6 +314,7 @@ class Trainer:
         self.capability.restore(state["capability"])
         self.alarm.load_json(state["alarm"])
         self.hacks = HackReport.from_json(state["hacks"])
+        self.supply.restore(state.get("rollouts", []))
         self._cursors, self._saved = self._state(), done
         self.stage.log(f"resumed after step {done} of {self.settings.train.steps}")
         for row in self.rows:
