@@ -68,6 +68,21 @@ class Team:
     def prefilled_tokens(self) -> int:
         return sum(e.prefilled_tokens for e in self._engines.values())
 
+    @property
+    def seconds_prefill(self) -> float:
+        return sum(e.seconds_prefill for e in self._engines.values())
+
+    @property
+    def seconds_decode(self) -> float:
+        return sum(e.seconds_decode for e in self._engines.values())
+
+    def take_notes(self) -> list[str]:
+        """What the engines want the user to know since this was called last."""
+        notes = [note for e in self._engines.values() for note in e.notes]
+        for engine in self._engines.values():
+            engine.notes.clear()
+        return notes
+
     def decodes(self, policy: Policy) -> bool:
         """Whether this process samples from ``policy`` itself."""
         return id(policy) in self._engines

@@ -6,7 +6,8 @@ know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, Self, TypeVar
 
 import torch
@@ -119,3 +120,22 @@ class RowBudget:
             change = f"lower train.row_tokens (now {self.tokens})"
             what = f"a packed row of {row.tokens} tokens does not fit in memory: {reason}"
         return what, f"set {kept}{change}; `cahl plan-run` predicts the peak"
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What runs out of memory in the body and cannot be made smaller says what to change.
+
+    Raises:
+        MemoryLimitError: in place of the allocator's own error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryLimitError) or not is_out_of_memory(error):
+            raise
+        raise MemoryLimitError(
+            f"the update's gradients and optimizer state do not fit in memory: {error}",
+            "set model.dtype=bfloat16, a lower model.lora.rank, or a smaller backbone; `cahl plan-run` "
+            "predicts the peak",
+        ) from error
