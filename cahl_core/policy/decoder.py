@@ -20,6 +20,7 @@ from cahl_core.policy.fused import FusedModel, supports
 from cahl_core.policy.head import Head
 from cahl_core.policy.packing import Packed
 from cahl_core.policy.prefix_state import PrefixState, attend_cpu, attend_static
+from cahl_core.policy.prefix_store import Continuation
 
 Sink = Callable[[int, Tensor, Tensor], None]
 WeightOf = Callable[[nn.Module], Tensor]
@@ -38,6 +39,9 @@ class Runner(Protocol):
         ``sink`` gets every layer's number, keys and values ``[H, L', D]``, the first ``L`` of them
         the row's.
         """
+
+    def extend(self, continuation: Continuation) -> Tensor:
+        """Hidden states ``[U, hidden]`` of the new tokens of a row; completes its keys and values."""
 
     def step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
         """Hidden states ``[N, hidden]`` of the next token of every row."""
@@ -121,6 +125,19 @@ class FusedRunner:
         )
         return hidden[: len(row)]
 
+    def extend(self, continuation: Continuation) -> Tensor:
+        """`Runner.extend`."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+            length, groups, heads, width = q.shape
+            query = q.permute(2, 1, 0, 3).reshape(heads * groups, length, width)
+            keys, values = k.transpose(0, 1), v.transpose(0, 1)
+            out = continuation.attend(layer, query, keys, values, scaling)
+            return out.reshape(length, heads, groups, -1).transpose(1, 2).reshape(length, -1)
+
+        ids, positions = new_tokens(continuation, self.policy.device)
+        return self.model.hidden(ids, positions, attend)
+
     def step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
         """`Runner.step`."""
 
@@ -160,6 +177,19 @@ class ModuleRunner:
             sink(number, layer.keys[0], layer.values[0])
         return hidden[: len(row)]
 
+    def extend(self, continuation: Continuation) -> Tensor:
+        """`Runner.extend`."""
+        self.model.config._attn_implementation = prefix_attention.CONTINUE
+        ids, positions = new_tokens(continuation, self.policy.device)
+        hidden: Tensor = self.model.base_model(
+            input_ids=ids[None],
+            position_ids=positions[None],
+            attention_mask=prefix_attention.passthrough_mask(ids.device),
+            use_cache=False,
+            continuation=continuation,
+        ).last_hidden_state[0]
+        return hidden
+
     def step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
         """`Runner.step`."""
         self.model.config._attn_implementation = prefix_attention.DECODE
@@ -175,6 +205,13 @@ class ModuleRunner:
     def logits(self, hidden: Tensor) -> Tensor:
         """`Runner.logits`."""
         return self._head.logits(hidden)
+
+
+def new_tokens(continuation: Continuation, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and positions ``[U]`` of what is to be encoded."""
+    row, new = continuation.row, continuation.new
+    ids, positions = (torch.from_numpy(x[new]) for x in (row.input_ids, row.position_ids))
+    return ids.to(device), positions.to(device)
 
 
 def _lora_layers(causal: nn.Module) -> dict[str, Any]:

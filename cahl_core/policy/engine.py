@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,9 @@ from cahl_core.errors import MemoryLimitError, PromptTooLongError
 from cahl_core.memory import is_out_of_memory, release_memory
 from cahl_core.policy.backbone import Policy
 from cahl_core.policy.decoder import DecodingModel, decoding_model
-from cahl_core.policy.packing import pack
+from cahl_core.policy.packing import Packed, pack
 from cahl_core.policy.prefix_state import PrefixState
+from cahl_core.policy.prefix_store import PrefixStore
 from cahl_core.policy.sampling import Endings, choose, uniforms
 
 COMPACT_BELOW = 0.7  # rebuild the batch when fewer than this share of its rows is alive
@@ -62,6 +64,7 @@ class _Request:
     max_tokens: int
     temperature: float
     endings: Endings
+    keep: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +96,29 @@ class Engine:
         batch_tokens: cached tokens (prompts, and room for all samples) of one batch; halved when
             memory runs out.
         row_tokens: tokens of one packed row of prompts.
+        keep_tokens: tokens whose keys and values are kept for later turns, per adapter.
         prefilled_tokens, decoded_tokens: encoded and sampled so far.
         seconds_prefill, seconds_decode: spent so far.
         notes: what the user should know, for the caller to show and clear.
     """
 
     def __init__(
-        self, policy: Policy, *, batch_tokens: int = 32768, row_tokens: int = 2048
+        self,
+        policy: Policy,
+        *,
+        batch_tokens: int = 32768,
+        row_tokens: int = 2048,
+        keep_tokens: int = 32768,
     ) -> None:
         self.policy = policy
+        self.keep_tokens = keep_tokens
         self.batch_tokens = batch_tokens
         self.row_tokens = row_tokens
         self.prefilled_tokens = self.decoded_tokens = 0
         self.seconds_prefill = self.seconds_decode = 0.0
         self.notes: list[str] = []
         self._model: DecodingModel | None = None
+        self._stores: dict[str | None, PrefixStore] = {}
         self._merged: str | None = None
         self._fresh = False
         ends = policy.causal.generation_config.eos_token_id
@@ -118,6 +129,7 @@ class Engine:
     def weights_changed(self) -> None:
         """To be called after an update: the next generation merges the adapter anew."""
         self._fresh = False
+        self._stores.clear()
 
     def generate(
         self,
@@ -131,6 +143,7 @@ class Engine:
         stop: Sequence[str] = (),
         openings: Sequence[str] = (),
         on_finished: Callable[[int], None] | None = None,
+        keep: bool = False,
     ) -> list[list[Completion]]:
         """``samples`` completions of every prompt, in the order given.
 
@@ -142,6 +155,8 @@ class Engine:
             openings: if given, a completion that can no longer begin with one of them ends there,
                 unfinished: whatever followed, it would be outside the grammar.
             on_finished: told how many prompts each batch completed.
+            keep: these prompts' keys and values are kept, and those kept before are used: a next turn
+                that repeats a prompt encodes only what it adds. `weights_changed` forgets them.
 
         Raises:
             PromptTooLongError: a prompt and ``max_tokens`` do not fit ``max_context``.
@@ -150,7 +165,7 @@ class Engine:
         self._check(prompts, max_tokens)
         names = seeds or [str(i) for i in range(len(prompts))]
         endings = Endings(self.policy.tokenizer, self._ends, stop, openings)
-        request = _Request(prompts, names, max_tokens, temperature, endings)
+        request = _Request(prompts, names, max_tokens, temperature, endings, keep)
         results: list[list[Completion]] = [[] for _ in prompts]
         jobs = deque(self._jobs(prompts, samples, max_tokens))
         while jobs:
@@ -257,17 +272,50 @@ class Engine:
         )
         last: list[Tensor] = [torch.empty(0)] * len(prompts)
         for row in pack(prompts, self.row_tokens):
-            paths = [torch.from_numpy(path).to(device) for path in row.paths]
-
-            def sink(layer: int, keys: Tensor, values: Tensor) -> None:
-                for index, path in zip(row.indices, paths, strict=True):  # noqa: B023
-                    state.write(layer, index, keys[:, path], values[:, path])
-
-            hidden = model.runner.prefill(row, sink)
-            self.prefilled_tokens += len(row)
-            for index, path in zip(row.indices, paths, strict=True):
-                last[index] = hidden[path[-1]]
+            encode = self._extend if request.keep else self._encode
+            for index, hidden in zip(row.indices, encode(model, row, prompts, state), strict=True):
+                last[index] = hidden
         return state, model.runner.logits(torch.stack(last))
+
+    def _encode(
+        self,
+        model: DecodingModel,
+        row: Packed,
+        prompts: Sequence[Sequence[int]],
+        state: PrefixState,
+    ) -> list[Tensor]:
+        """The hidden states of the last tokens of a row's prompts; their caches go into ``state``."""
+        paths = [torch.from_numpy(path).to(self.policy.device) for path in row.paths]
+
+        def sink(layer: int, keys: Tensor, values: Tensor) -> None:
+            for index, path in zip(row.indices, paths, strict=True):
+                state.write(layer, index, keys[:, path], values[:, path])
+
+        hidden = model.runner.prefill(row, sink)
+        self.prefilled_tokens += len(row)
+        return [hidden[path[-1]] for path in row.paths]
+
+    def _extend(
+        self,
+        model: DecodingModel,
+        row: Packed,
+        prompts: Sequence[Sequence[int]],
+        state: PrefixState,
+    ) -> list[Tensor]:
+        """`_encode` of what the store does not hold; it holds the whole row afterwards."""
+        store = self._stores.setdefault(self._merged, PrefixStore(self.keep_tokens))
+        part = store.open(row, prompts, self.policy.device)
+        hidden = model.runner.extend(part)
+        self.prefilled_tokens += len(part.new)
+        store.add(row, prompts, part.kept)
+        for index, path in zip(row.indices, row.paths, strict=True):
+            where = torch.from_numpy(path).to(self.policy.device)
+            for layer, (keys, values) in enumerate(
+                zip(part.kept.keys, part.kept.values, strict=True)
+            ):
+                state.write(layer, index, keys[:, where], values[:, where])
+        places = np.searchsorted(part.new, [path[-1] for path in row.paths])
+        return [hidden[place] for place in places]
 
     def _decode(
         self,
