@@ -75,6 +75,7 @@ class View:
         seeds: Sequence[str] | None = None,
         stop: Sequence[str] = (),
         on_finished: Callable[[int], None] | None = None,
+        keep: bool = False,  # servers keep prefixes of their own accord
     ) -> list[list[Completion]]:
         source = self._source
         source.check_lengths(prompts, max_tokens)

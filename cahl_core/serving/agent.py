@@ -58,6 +58,7 @@ class Generate(Protocol):
         stop: Sequence[str] = (),
         openings: Sequence[str] = (),
         on_finished: Callable[[int], None] | None = None,
+        keep: bool = False,
     ) -> Sequence[Sequence[Generated]]: ...
 
 
@@ -218,6 +219,7 @@ class Agent:
             seeds=[f"{requests[i].seed}/{label}" for i in fitting],
             stop=stops(self.settings.form, role),
             openings=openings(self.settings.form, role),
+            keep=role == "executor" and self.settings.form == "hierarchical",
         )
         completions = {i: samples[0] for i, samples in zip(fitting, generated, strict=True)}
         for i, completion in completions.items():

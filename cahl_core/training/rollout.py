@@ -111,6 +111,8 @@ class Roller:
             temperature=0.0 if greedy else own.temperature,
             seeds=seeds,
             stop=stops(self.form, role),
+            # a run's next sub-task repeats the tools and the results so far
+            keep=role == "executor" and self.settings.train.history == "free_running",
         )
 
     def _plan(
