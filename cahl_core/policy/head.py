@@ -44,12 +44,15 @@ class Head:
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., hidden]`` → ``[..., vocabulary]`` in at least float32."""
         out = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-        return self.shape_(out.to(torch.promote_types(out.dtype, torch.float32)))
-
-    def shape_(self, logits: Tensor) -> Tensor:
-        """Scales and caps what the matrix gave; in place where nothing needs its gradient."""
+        logits = out.to(torch.promote_types(out.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+    def curve(self, logits: Tensor) -> Tensor | float:
+        """The derivative of the logits by what the matrix gave."""
+        if self.softcap is None:
+            return self.scale
+        return self.scale * (1 - (logits / self.softcap) ** 2)

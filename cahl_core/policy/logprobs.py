@@ -1,90 +1,18 @@
-"""Log-probabilities of completion tokens, from packed rows, in chunks over the positions."""
+"""Log-probabilities of completion tokens, from packed rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cahl_core.policy.backbone import Policy
+from cahl_core.policy.head import Head
+from cahl_core.policy.head_logprobs import head_logprobs
 from cahl_core.policy.packing import Packed, pack
-
-CHUNK = 256
-
-
-class HeadLogProbs(torch.autograd.Function):
-    """log softmax(h Wᵀ / T)[target], and the entropy in nats, without keeping the logits.
-
-    The backward pass recomputes the logits chunk by chunk and is exact for both; what no gradient
-    comes to is not computed. The head is frozen and gets none.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        logps, entropies = [], []
-        for h, t in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True):
-            logp = _log_softmax(h, weight, temperature)
-            logps.append(logp.gather(1, t[:, None])[:, 0])
-            entropies.append(-(logp.exp() * logp).sum(1))
-        entropy = torch.cat(entropies)
-        ctx.save_for_backward(hidden, weight, targets, entropy)
-        ctx.temperature = temperature
-        ctx.set_materialize_grads(False)
-        return torch.cat(logps), entropy
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, entropy = ctx.saved_tensors
-        out = torch.zeros_like(hidden)
-        if grads[0] is None and grads[1] is None:
-            return out, None, None, None
-        for start in range(0, len(hidden), CHUNK):
-            part = slice(start, start + CHUNK)
-            logp = _log_softmax(hidden[part], weight, ctx.temperature)
-            slope = _slope(logp, entropy[part], targets[part], *(_part(g, part) for g in grads))
-            out[part] = (slope.div_(ctx.temperature).to(weight.dtype) @ weight).to(out.dtype)
-        return out, None, None, None
-
-
-def _part(grad: Tensor | None, part: slice) -> Tensor | None:
-    return None if grad is None else grad[part, None]
-
-
-def _slope(
-    logp: Tensor,
-    entropy: Tensor,
-    targets: Tensor,
-    of_value: Tensor | None,
-    of_entropy: Tensor | None,
-) -> Tensor:
-    """The gradient at the scaled logits z, ``[n, vocabulary]``; overwrites ``logp``.
-
-    d log p_t / dz_j = [j = t] - p_j and dH / dz_j = -p_j (log p_j + H), each times what comes to it.
-    """
-    weighted = None if of_entropy is None else (logp + entropy[:, None]).mul_(of_entropy)
-    probabilities = logp.exp_()
-    if weighted is None:
-        assert of_value is not None
-        slope = probabilities.mul_(-of_value)
-    else:
-        slope = probabilities.mul_(
-            -weighted if of_value is None else weighted.add_(of_value).neg_()
-        )
-    if of_value is not None:
-        slope.scatter_add_(1, targets[:, None], of_value.to(slope.dtype))
-    return slope
-
-
-def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = hidden.to(weight.dtype) @ weight.T
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return torch.log_softmax(logits.to(wide) / temperature, dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +48,9 @@ def row_logprobs(
     table = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
     hidden = policy.hidden_states(row)
     with torch.autocast(device.type, enabled=False):
-        values, entropies = HeadLogProbs.apply(  # type: ignore[no-untyped-call]
+        values, entropies = head_logprobs(
             hidden[torch.from_numpy(table[:, 0]).to(device)],
-            policy.head,
+            Head.of(policy.causal),
             torch.from_numpy(table[:, 1]).to(device),
             temperature,
         )

@@ -17,18 +17,6 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Row positions ``start`` to ``stop``, each the child of the one before.
-
-    ``ancestors`` are the row positions above ``start``, from the root down.
-    """
-
-    start: int
-    stop: int
-    ancestors: Ids
-
-
-@dataclass(frozen=True, slots=True)
 class Packed:
     """One row of ``L`` tokens that holds several sequences.
 
@@ -63,29 +51,39 @@ class Packed:
             self.indices,
         )
 
-    def runs(self) -> list[Run]:
-        """The unbranched stretches of the row, each with the positions of its ancestors."""
-        starts = np.flatnonzero(self.parents != np.arange(len(self)) - 1).tolist()
-        starts = starts if starts and starts[0] == 0 else [0, *starts]
-        runs: list[Run] = []
-        ancestors: dict[int, Ids] = {-1: np.empty(0, dtype=np.int64)}
-        for start, stop in zip(starts, [*starts[1:], len(self)], strict=True):
-            parent = int(self.parents[start])
-            if parent not in ancestors:
-                run = next(r for r in runs if r.start <= parent < r.stop)
-                ancestors[parent] = np.concatenate(
-                    [run.ancestors, np.arange(run.start, parent + 1)]
-                )
-            runs.append(Run(start, stop, ancestors[parent]))
-        return runs
+    def ends(self) -> Ids:
+        """``[L]``: the descendants of token ``i`` are the row positions from ``i + 1`` to ``ends[i]``.
 
-    def mask(self) -> NDArray[np.bool_]:
-        """``[L, L]``: whether token i attends to token j; what `runs` says, written out."""
-        mask = np.zeros((len(self), len(self)), dtype=bool)
-        for run in self.runs():
-            mask[run.start : run.stop, run.ancestors] = True
-            mask[run.start : run.stop, run.start : run.stop] = np.tri(run.stop - run.start)
-        return mask
+        Rows are laid out depth first; `pack` and `padded` see to it.
+        """
+        ends = list(range(1, len(self) + 1))
+        for child, parent in zip(
+            range(len(self) - 1, -1, -1), self.parents[::-1].tolist(), strict=True
+        ):
+            if parent >= 0 and ends[child] > ends[parent]:
+                ends[parent] = ends[child]
+        return np.array(ends, dtype=np.int64)
+
+    def mask(self, window: int | None = None) -> NDArray[np.bool_]:
+        """``[L, L]``: whether token i attends to token j (`visible_to`)."""
+        everything = np.arange(len(self))
+        return visible_to(self, self.ends(), everything, everything, window)
+
+
+def visible_to(
+    row: Packed, ends: Ids, queries: Ids, keys: Ids, window: int | None = None
+) -> NDArray[np.bool_]:
+    """``[queries, keys]``: a token sees itself and its ancestors.
+
+    Args:
+        ends: of the row.
+        window: it sees only tokens less than so many positions above it (itself is 0).
+    """
+    query, key = queries[:, None], keys[None, :]
+    seen = (key <= query) & (query < ends[keys])
+    if window is not None:
+        seen &= row.position_ids[queries][:, None] - row.position_ids[keys] < window
+    return seen
 
 
 def pack(sequences: Sequence[Sequence[int]], budget: int) -> list[Packed]:

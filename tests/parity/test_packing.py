@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cahl_core.config import LoraSettings, ModelSettings
+from cahl_core.policy.attention import PACKED
 from cahl_core.policy.backbone import Policy
-from cahl_core.policy.logprobs import HeadLogProbs, packed_rows, row_logprobs
+from cahl_core.policy.logprobs import packed_rows, row_logprobs
 from cahl_core.policy.packing import pack
-from tests.conftest import make_model, make_tokenizer
+from tests.parity.architectures import ARCHITECTURES, make_architecture
 
 SETTINGS = ModelSettings(dtype="float32", lora=LoraSettings(rank=4, alpha=8))
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=8)
@@ -49,8 +50,7 @@ def test_a_token_attends_to_its_own_prefix_and_nothing_else(items: list[list[int
 
 
 def _policy(folder: Path, architecture: str) -> Policy:
-    make_tokenizer(folder)
-    make_model(folder, architecture=architecture)
+    make_architecture(folder, architecture)
     policy = Policy.load(folder, None, SETTINGS)
     policy.new_adapter("planner", 0)
     policy.activate("planner")
@@ -61,25 +61,30 @@ def _policy(folder: Path, architecture: str) -> Policy:
 
 
 def _tree(seed: int = 0) -> tuple[list[list[int]], list[list[int]]]:
-    """Two tasks; prompts of the second share a prefix; completions share openings too."""
+    """A task prompt with plans; executor prompts that share tools, and steps, with samples.
+
+    Everything but the completions is longer than the sliding windows; completions share openings.
+    """
     draw = random.Random(seed)
 
     def ids(n: int) -> list[int]:
         return [draw.randrange(3, 259) for _ in range(n)]
 
-    first, tools, opening = ids(9), ids(12), ids(2)
-    prompts = [first] * 3 + [tools + ids(3)] * 2 + [tools + ids(4)] * 2
-    completions = [opening + ids(draw.randrange(1, 6)) for _ in prompts]
+    task, tools, step, opening = ids(11), ids(12), ids(8), ids(2)
+    executor = [tools + ids(3), tools + step + ids(3), tools + step + ids(9)]
+    prompts = [task] * 3 + [p for p in executor for _ in range(2)]
+    completions = [opening + ids(draw.randrange(1, 10)) for _ in prompts]
     completions[1] = list(completions[0])  # twice the same sample
     return prompts, completions
 
 
 def _flat(policy: Policy, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    """The log-probabilities of one sequence by transformers' own forward."""
     policy.causal.config._attn_implementation = "eager"
     try:
         logits = policy.causal(input_ids=torch.tensor([prompt + completion])).logits[0]
     finally:
-        policy.causal.config._attn_implementation = "cahl_packed"
+        policy.causal.config._attn_implementation = PACKED
     logp = torch.log_softmax(logits[len(prompt) - 1 : -1].float() / 0.7, dim=-1)
     return logp.gather(1, torch.tensor(completion)[:, None])[:, 0]
 
@@ -92,11 +97,8 @@ def _gradients(policy: Policy) -> torch.Tensor:
     return out
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("budget", [30, 1000])
-def test_packed_log_probabilities_and_gradients_equal_flat_ones(
-    tmp_path: Path, architecture: str, budget: int
-) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_loss_and_gradients_equal_flat_ones(tmp_path: Path, architecture: str) -> None:
     policy = _policy(tmp_path, architecture)
     prompts, completions = _tree()
     coefficients = torch.linspace(-1, 1, len(prompts))
@@ -104,32 +106,17 @@ def test_packed_log_probabilities_and_gradients_equal_flat_ones(
     loss = sum((k * f.sum() for k, f in zip(coefficients, flat, strict=True)), torch.zeros(()))
     loss.backward()
     expected = _gradients(policy)
-    for row in packed_rows(prompts, completions, budget):
-        scored = row_logprobs(policy, row, [len(p) for p in prompts], temperature=0.7)
-        part = torch.zeros(())
-        for index, member in zip(scored.indices, scored.members, strict=True):
-            torch.testing.assert_close(
-                scored.values[member], flat[index].detach(), atol=1e-5, rtol=0
-            )
-            part = part + coefficients[index] * scored.values[member].sum()
-        part.backward()
-    actual = _gradients(policy)
-    error = (actual - expected).norm() / expected.norm()
-    assert float(error) < 1e-5
-
-
-def test_head_log_probabilities_equal_autograd_through_the_logits() -> None:
-    torch.manual_seed(0)
-    weight = torch.randn(50, 8)
-    targets = torch.randint(0, 50, (600,))  # more than two chunks
-    coefficients = torch.randn(600)
-    hidden = torch.randn(600, 8, requires_grad=True)
-    values, entropies = HeadLogProbs.apply(hidden, weight, targets, 0.5)  # type: ignore[no-untyped-call]
-    (values * coefficients).sum().backward()
-    plain = hidden.detach().clone().requires_grad_()
-    logp = torch.log_softmax(plain @ weight.T / 0.5, dim=1)
-    expected = logp.gather(1, targets[:, None])[:, 0]
-    (expected * coefficients).sum().backward()
-    torch.testing.assert_close(values, expected)
-    torch.testing.assert_close(hidden.grad, plain.grad, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(entropies, -(logp.exp() * logp).sum(1))
+    for budget in (30, 1000):
+        total = 0.0
+        for row in packed_rows(prompts, completions, budget):
+            scored = row_logprobs(policy, row, [len(p) for p in prompts], temperature=0.7)
+            part = torch.zeros(())
+            for index, member in zip(scored.indices, scored.members, strict=True):
+                torch.testing.assert_close(
+                    scored.values[member], flat[index].detach(), atol=1e-5, rtol=1e-5
+                )
+                part = part + coefficients[index] * scored.values[member].sum()
+            part.backward()
+            total += float(part.detach())
+        assert total == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert float((_gradients(policy) - expected).norm() / expected.norm()) < 1e-5
