@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from chat_styles import CHATML, IM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahl_core.policy.engine import Engine
+from cahl_core.policy.sampling import Endings
 from cahl_core.protocol.forms import openings, stops
 
 STOPS = ("</plan>", "</tool_call>", "</response>")
@@ -38,7 +37,6 @@ def _tokenizer() -> Any:
 
 TOKENIZER = _tokenizer()
 PIECES = [t for t in TOKENIZER.get_vocab() if any(c in "</>" for c in t) and t not in IM]
-ENGINE: Any = SimpleNamespace(policy=SimpleNamespace(tokenizer=TOKENIZER))
 
 
 def _written(parts: list[str]) -> list[int]:
@@ -62,7 +60,7 @@ def test_a_text_stops_at_the_token_that_completes_its_tag(
     ids = _written(written)
     for end in range(1, len(ids) + 1):
         complete = any(s in TOKENIZER.decode(ids[:end]) for s in stop)
-        assert Engine._stopped(ENGINE, ids[:end], stop) == complete
+        assert Endings(TOKENIZER, set(), stop, ()).finished(ids[:end]) == complete
         if complete:
             return
 
@@ -74,8 +72,9 @@ def test_every_split_of_a_tag_is_seen(tag: str, data: st.DataObject) -> None:
     split = [tag[i:j] for i, j in zip([0, *cuts], [*cuts, len(tag)], strict=True)]
     before = data.draw(st.sampled_from(["", "é", '{"a": "東', "\U0001f600" * 9]))
     ids = _written([before, *split])
-    assert Engine._stopped(ENGINE, ids, (tag,))
-    assert not Engine._stopped(ENGINE, ids[:-1], (tag,))
+    endings = Endings(TOKENIZER, set(), (tag,), ())
+    assert endings.finished(ids)
+    assert len(ids) == 1 or not endings.finished(ids[:-1])
 
 
 @pytest.mark.parametrize(
@@ -97,5 +96,5 @@ def test_a_text_that_begins_outside_its_grammar_is_given_up(
     form: Any, role: Any, text: str, strays: bool
 ) -> None:
     ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
-    assert Engine._strayed(ENGINE, ids, openings(form, role)) == strays
+    assert Endings(TOKENIZER, set(), (), openings(form, role)).strayed(ids) == strays
     assert stops(form, role)
