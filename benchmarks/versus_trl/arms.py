@@ -26,9 +26,11 @@ class TrlSettings:
     Attributes:
         weights: bf16 or fp32, of the frozen backbone where the processor multiplies in bf16.
         autocast: TRL's ``bf16=True``.
-        micro_batch: rows per forward and backward; 0 takes all rows of the step at once.
+        micro_batch: rows per forward and backward (their greatest common divisor with the step's rows).
         generation: passed on to transformers' GenerationConfig.
-        continuous: passed on to transformers' ContinuousBatchingConfig.
+        continuous: transformers' ContinuousBatchingConfig; left empty it is sized for the batch (its
+            own defaults take half of the memory on a CPU), ``{"page_size": 256}`` and the like
+            change single fields of that.
     """
 
     weights: str = "bf16"
@@ -131,7 +133,7 @@ class Arm:
         answers = [worker.ask(do="step", index=index) for worker in self.workers]
         total = answers[0]
         for answer in answers[1:]:
-            for key in ("seconds", "fed"):
+            for key in ("seconds", "cpu_seconds", "fed"):
                 for phase, value in answer[key].items():
                     total[key][phase] = total[key].get(phase, 0) + value
             for phase, value in answer["peak"].items():

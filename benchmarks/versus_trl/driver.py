@@ -38,14 +38,18 @@ POINTS = {
     "joint": Point(prompt=1000, tokens=64, plans=4, sub_tasks=2, samples=2),
 }
 DEFAULT = ("long-8", "long-32", "long-8-100", "short-8", "joint")
-CANDIDATES = {
-    "bf16 weights, autocast, all rows": TrlSettings(micro_batch=0),
+UPDATES = {
+    "bf16 weights, autocast, 8 rows": TrlSettings(micro_batch=8),
     "bf16 weights, autocast, 4 rows": TrlSettings(micro_batch=4),
     "bf16 weights, autocast, 1 row": TrlSettings(micro_batch=1),
     "bf16 weights, no autocast, 4 rows": TrlSettings(micro_batch=4, autocast=False),
-    "fp32 weights, autocast, 4 rows (TRL's default types)": TrlSettings(
-        micro_batch=4, weights="fp32"
-    ),
+    "fp32 weights, autocast, 4 rows": TrlSettings(micro_batch=4, weights="fp32"),
+    "bf16 weights, autocast, 4 rows, compiled": TrlSettings(micro_batch=4, compile=True),
+}
+CACHES: dict[str, dict[str, Any]] = {  # of continuous batching; the update is generate's best
+    "pages of 32": {"page_size": 32},
+    "pages of 8": {"page_size": 8},
+    "pages of 256": {"page_size": 256},
 }
 
 
@@ -93,6 +97,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--backbone", type=Path, default=ROOT / "data/backbone")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--tune", action="store_true", help="try settings of TRL instead")
+    parser.add_argument(
+        "--candidates", nargs="+", choices=UPDATES, help="of --tune; all by default"
+    )
     parser.add_argument("--check", action="store_true", help="compare gradients instead")
     return parser.parse_args()
 
@@ -127,7 +134,7 @@ def measure(
         arms: dict[str, Arm] = {}
         try:
             for arm in options.arms:
-                settings = settings_of(result, name, arm, point)
+                settings = settings_of(result, name, arm)
                 arms[arm] = Arm(arm, point, common, options.threads, settings)
                 entry["arms"][arm] |= arms[arm].facts
                 entry["arms"][arm]["repeats"].append([])
@@ -165,24 +172,34 @@ def tune(
     result: dict[str, Any],
 ) -> None:
     """Every candidate setting of every TRL arm for some steps; the fastest median wins."""
+    found = result.setdefault("tuning", {}).setdefault(name, {})
     for arm in options.arms:
         if arm == "ours":
             continue
         tried: dict[str, Any] = {}
-        for label, settings in CANDIDATES.items():
+        for label, settings in _candidates(arm, name, result, options.candidates).items():
             try:
                 steps = _trial(arm, point, common, options, settings)
             except RuntimeError as error:
                 tried[label] = {"settings": asdict(settings), "failed": str(error)[-400:]}
+                print(f"{name} {arm} {label}: failed", flush=True)
                 continue
             middle = sorted(steps, key=lambda s: s["total"])[len(steps) // 2]
             tried[label] = {"settings": asdict(settings), **middle}
-            print(f"{name} {arm} {label}: {middle['total']:.1f} s", flush=True)
+            _say(f"{name} {label}", 0, 0, arm, middle)
         worked = {k: v["total"] for k, v in tried.items() if "total" in v}
         best = min(worked, key=lambda k: worked[k]) if worked else None
-        found = result.setdefault("tuning", {}).setdefault(name, {})
         found[arm] = {**provenance(options.threads), "tried": tried, "best": best}
         write_json(options.out, result)
+
+
+def _candidates(
+    arm: str, name: str, result: dict[str, Any], wanted: list[str] | None
+) -> dict[str, TrlSettings]:
+    if arm == "trl_generate":
+        return {k: v for k, v in UPDATES.items() if not wanted or k in wanted}
+    best = settings_of(result, name, "trl_generate") or TrlSettings()
+    return {label: replace(best, continuous=cache) for label, cache in CACHES.items()}
 
 
 def _trial(
@@ -192,9 +209,6 @@ def _trial(
     options: argparse.Namespace,
     settings: TrlSettings,
 ) -> list[dict[str, Any]]:
-    rows = point.tasks * (point.plans or point.samples)
-    if settings.micro_batch > rows:
-        settings = replace(settings, micro_batch=rows)
     running = Arm(arm, point, common, options.threads, settings)
     try:
         steps = [running.step(index) for index in range(options.warmup + options.steps)]

@@ -7,6 +7,7 @@ hands it prompts as token ids and puts marks between phases.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from typing import Any
@@ -109,7 +110,7 @@ class Theirs:
         )
 
     def _arguments(self, batch: Batch) -> GRPOConfig:
-        micro = min(self.chosen["micro_batch"] or batch.rows, batch.rows)
+        micro = math.gcd(self.chosen["micro_batch"], batch.rows)
         continuous = self.spec["arm"] == "trl_continuous"
         # forced lengths: `generate` trims at an end token, so it must not be drawn; the other
         # path does not trim, and knows no minimal length
@@ -122,7 +123,7 @@ class Theirs:
             max_completion_length=batch.tokens,
             generation_kwargs={**forced, **self.chosen["generation"]},
             use_transformers_continuous_batching=continuous,
-            transformers_continuous_batching_config=self.chosen["continuous"] or None,
+            transformers_continuous_batching_config=self._cache(batch),
             temperature=1.0,
             beta=0.0,
             epsilon=0.2,
@@ -147,6 +148,15 @@ class Theirs:
             use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),
         )
+
+    def _cache(self, batch: Batch) -> dict[str, Any]:
+        """A cache sized for the batch, and a prefill of one prompt at a time, whose full pages the
+        other samples of the prompt then share."""
+        longest = max(map(len, batch.prompts))
+        chosen = {"page_size": 32, "max_batch_tokens": max(longest, batch.rows)}
+        chosen |= self.chosen["continuous"]
+        pages = -(-(longest + batch.tokens) // chosen["page_size"])
+        return {"num_blocks": batch.rows * pages} | chosen
 
     def _watch_norm(self) -> None:
         original = self.trainer.accelerator.clip_grad_norm_

@@ -43,17 +43,19 @@ class Channel:
 class Meter:
     """Seconds, fed tokens and peak memory of a step by phase; an inner phase interrupts the outer.
 
+    Seconds of the processor (all threads) beside those of the clock tell a busy machine from slow code.
     Memory is the process's resident set (VmHWM, reset at every change of phase), on CUDA the
     allocator's peak.
     """
 
     def __init__(self) -> None:
         self._stack: list[str] = []
-        self._since = 0.0
+        self._since = self._cpu_since = 0.0
         self.clear()
 
     def clear(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.cpu: dict[str, float] = defaultdict(float)
         self.tokens: dict[str, int] = defaultdict(int)
         self.peak: dict[str, int] = defaultdict(int)
 
@@ -70,13 +72,14 @@ class Meter:
     def _charge(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         if self._stack:
             name = self._stack[-1]
             self.seconds[name] += now - self._since
+            self.cpu[name] += cpu - self._cpu_since
             self.peak[name] = max(self.peak[name], peak_memory())
         reset_peak()
-        self._since = time.perf_counter()
+        self._since, self._cpu_since = time.perf_counter(), time.process_time()
 
     def fed(self, count: int) -> None:
         """Counts tokens that enter the backbone."""
@@ -85,6 +88,7 @@ class Meter:
     def report(self) -> dict[str, Any]:
         return {
             "seconds": dict(self.seconds),
+            "cpu_seconds": dict(self.cpu),
             "total": sum(self.seconds.values()),
             "fed": dict(self.tokens),
             "peak": dict(self.peak),
