@@ -21,6 +21,7 @@ from cahl_core.environments.base import (
     resolved_call,
     run_calls,
 )
+from cahl_core.errors import PromptTooLongError
 from cahl_core.policy.engine import Completion
 from cahl_core.policy.team import Source
 from cahl_core.protocol.forms import flat_prompt, parse_flat, stops
@@ -121,6 +122,7 @@ class Roller:
         prompts = [
             planner_prompt(self.tokenizer, t.messages, t.tools, self.rendering) for t in tasks
         ]
+        self._require_room(tasks, prompts, "planner")
         seeds = [f"{name}/planner" for name in names]
         sampled = self._generate("planner", prompts, seeds, count, greedy)
         trees = []
@@ -234,6 +236,7 @@ class Roller:
             flat_prompt(self.form, self.tokenizer, t.messages, t.tools, self.rendering)
             for t in tasks
         ]
+        self._require_room(tasks, prompts, "executor")
         seeds = [f"{name}/executor" for name in names]
         sampled = self._generate("executor", prompts, seeds, count, greedy)
         trees = []
@@ -270,6 +273,20 @@ class Roller:
 
     def _prompt(self, sub: SubTaskNode, task: ToolTask, feedback: Any) -> list[int]:
         return executor_prompt(self.tokenizer, sub.sub_task, task.tools, feedback, self.rendering)
+
+    def _require_room(
+        self, tasks: Sequence[ToolTask], prompts: Sequence[Sequence[int]], role: Role
+    ) -> None:
+        """Raises PromptTooLongError where a task's own prompt leaves no room for a completion."""
+        room, context = self.settings.max_tokens(role), self.settings.model.max_context
+        for task, prompt in zip(tasks, prompts, strict=True):
+            if len(prompt) + room > context:
+                raise PromptTooLongError(
+                    f"task {task.id}: its prompt has {len(prompt)} tokens; with {room} to generate "
+                    f"that exceeds model.max_context={context}",
+                    f"raise model.max_context to {len(prompt) + room}, or set "
+                    f"prepare.max_prompt_tokens={context - room} and run `cahl prepare`",
+                )
 
     def _fits(self, prompt: Sequence[int]) -> bool:
         return len(prompt) + self.settings.max_tokens("executor") <= self.settings.model.max_context

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cahl_core.errors import TrainingError
-from cahl_core.files import atomic_dir
+from cahl_core.files import atomic_dir, write_jsonl
 from cahl_core.policy.team import Team
 from cahl_core.progress import progress
 from cahl_core.records import ToolTask
@@ -32,7 +32,9 @@ from cahl_core.training.credit import set_advantages, signal_trees, training_sam
 from cahl_core.training.curriculum import Capability, Sampler, outcomes
 from cahl_core.training.distributed import Workers
 from cahl_core.training.guards import HackReport
+from cahl_core.training.meter import StepMeter
 from cahl_core.training.places import Places
+from cahl_core.training.row_budget import RowBudget, explained
 from cahl_core.training.summary import Row, summarise_trees
 from cahl_core.training.trainee import Trainee, make_trainees
 from cahl_core.training.tree import Sample, Tree
@@ -56,6 +58,8 @@ class Trainer:
         self.places = places
         self.supply = Supply(team, stage.settings, workers, stage.log)
         self.trainees = make_trainees(team, stage.settings)
+        self.budget = RowBudget(stage.settings, stage.log, divisible=not workers.sharded)
+        self.meter = StepMeter(stage, team, workers)
         self.capability = Capability(self.settings.train.curriculum)
         self.alarm = CollapseAlarm(self.settings.train.alarm)
         self.hacks = HackReport()
@@ -112,16 +116,19 @@ class Trainer:
     def _step(self, step: int, folder: Path) -> None:
         started = time.perf_counter()
         counted = self.supply.tokens
-        trees, refills = self._collect(step)
+        self.meter.begin(step)
+        with self.stage.phase("rollout"):
+            trees, refills = self._collect(step)
         row: Row = {"step": float(step), "refills": float(refills)}
-        row["seconds/rollout"] = time.perf_counter() - started
+        rolled = time.perf_counter() - started
         sampled, encoded = self.workers.sum(
             [float(now - before) for now, before in zip(self.supply.tokens, counted, strict=True)]
         )
         row["sampled_tokens"], row["encoded_prompt_tokens"] = sampled, encoded
-        row["sampled_tokens_per_second"] = sampled / row["seconds/rollout"]
+        row["sampled_tokens_per_second"] = sampled / rolled
         with held_signals():
             self._learn(trees, step, row)
+            row |= self.meter.row()
             row["seconds/step"] = time.perf_counter() - started
             self._finish_step(row)
             if len(self.rows) % self.settings.train.checkpoint_every == 0:
@@ -170,16 +177,17 @@ class Trainer:
             role: training_samples(trees, role, self.settings, limit)
             for role in learners(self.settings, step)
         }
-        clock = time.perf_counter()
-        reports = update(
-            batches,
-            {role: trainee for role, (trainee, _) in self.trainees.items()},
-            self.settings,
-            step,
-            self.workers,
-            train.steps,
-        )
-        row["seconds/update"] = time.perf_counter() - clock
+        with self.stage.phase("update"), explained():
+            reports = update(
+                batches,
+                {role: trainee for role, (trainee, _) in self.trainees.items()},
+                self.settings,
+                step,
+                self.workers,
+                train.steps,
+                self.budget,
+                self.stage.phase,
+            )
         row["skipped_updates"] = float(sum(r.skipped for r in reports.values()))
         for role, report in reports.items():
             row |= {f"{role}/{k}": v for k, v in report.metrics(self.workers).items()}
@@ -203,6 +211,8 @@ class Trainer:
         for failure in self.supply.failures[:3]:
             self.stage.log(f"warning: environment failed, the rollout is void: {failure}")
         self.supply.failures.clear()
+        for note in self.team.take_notes():
+            self.stage.log(f"warning: {note}")
         for warning in self.alarm.feed(row):
             self.stage.log(f"warning: {warning}")
         self._cursors = self._state()
@@ -301,6 +311,8 @@ class Trainer:
                 folder, len(self.rows), self._unique(), self._cursors, keep, writes=main
             )
         self._saved = len(self.rows)
+        if main and self.places.report is not None:
+            write_jsonl(self.places.report.with_name("train_steps.jsonl"), self.rows)
 
     def _resume(self, folder: Path) -> None:
         self._cursors = self._state()
