@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cahl_core.config import ModelSettings
 from cahl_core.errors import ModelError
-from cahl_core.policy import attention, checkpointing, lora
+from cahl_core.policy import attention, checkpointing, checks, lora
 from cahl_core.policy.packing import Packed
 from cahl_core.roles import ROLES, Role, roles_of
 from cahl_core.signals import held_signals
@@ -218,7 +218,8 @@ def load_backbone(
     """Model (frozen, evaluation mode) and tokenizer from a directory of safetensors.
 
     Raises:
-        ModelError: the directory is not a model, or its context is shorter than ``max_context``.
+        ModelError: the directory is not a model, its context is shorter than ``max_context``, or its
+            architecture is none that packed rows compute exactly (`checks`).
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -251,9 +252,10 @@ def load_backbone(
             f"set model.max_context to at most {longest}",
         )
     attention.register()
-    model.config._attn_implementation = attention.PACKED
     model.requires_grad_(False)
     model.train(False)
+    model = model.to(device)  # type: ignore[arg-type]
+    checks.check_backbone(model, settings.max_context)
     if settings.gradient_checkpointing:
         checkpointing.install(model)
-    return model.to(device), tokenizer  # type: ignore[arg-type]
+    return model, tokenizer
