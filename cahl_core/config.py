@@ -60,6 +60,7 @@ class ModelSettings(Section):
     )
     tool_rendering: Literal["compact", "json"] = "compact"
     max_context: Positive = Field(2048, description="tokens of prompt plus completion")
+    cuda_graphs: bool = Field(True, description="on CUDA, decoding steps are recorded and replayed")
     lora: LoraSettings = LoraSettings()
     form: Form = Field(
         "hierarchical",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cahl_core.policy import attention, prefix_attention
 from cahl_core.policy.attention import PackedRuns, packed_attention, packed_inputs
 from cahl_core.policy.backbone import Policy
+from cahl_core.policy.cuda_graph import GraphedStep
 from cahl_core.policy.fused import FusedModel, supports
 from cahl_core.policy.head import Head
 from cahl_core.policy.packing import Packed
@@ -44,7 +45,10 @@ class Runner(Protocol):
         """Hidden states ``[U, hidden]`` of the new tokens of a row; completes its keys and values."""
 
     def step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
-        """Hidden states ``[N, hidden]`` of the next token of every row."""
+        """Logits ``[N, vocabulary]`` of the next token of every row, in at least float32.
+
+        They may be overwritten by the next step.
+        """
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[N, vocabulary]``, in at least float32."""
@@ -92,9 +96,15 @@ class FusedRunner:
     def __init__(self, policy: Policy, weight_of: WeightOf, whole: Whole) -> None:
         self.policy = policy
         self.model = FusedModel(policy.causal, weight_of, whole)
-        self._attend = attend_cpu if policy.device.type == "cpu" else attend_static
-        self.refresh = self.model.refresh
         self.logits = self.model.logits
+        on_cuda = policy.device.type == "cuda" and policy.settings.cuda_graphs
+        self._graphs = GraphedStep(self._step) if on_cuda else None
+
+    def refresh(self) -> None:
+        """`Runner.refresh`."""
+        if self._graphs:
+            self._graphs.forget()
+        self.model.refresh()
 
     def prefill(self, row: Packed, sink: Sink) -> Tensor:
         """`Runner.prefill`."""
@@ -140,11 +150,15 @@ class FusedRunner:
 
     def step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
         """`Runner.step`."""
+        return (self._graphs or self._step)(tokens, positions, state)
+
+    def _step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
+        kernel = attend_cpu if tokens.device.type == "cpu" else attend_static
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-            return self._attend(state, layer, q, k, v, scaling)
+            return kernel(state, layer, q, k, v, scaling)
 
-        return self.model.hidden(tokens, positions, attend)
+        return self.logits(self.model.hidden(tokens, positions, attend))
 
 
 class ModuleRunner:
@@ -200,7 +214,7 @@ class ModuleRunner:
             use_cache=False,
             prefix_state=state,
         ).last_hidden_state[:, 0]
-        return hidden
+        return self.logits(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`Runner.logits`."""

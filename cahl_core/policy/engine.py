@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,13 +19,12 @@ from torch import Tensor
 from cahl_core.errors import MemoryLimitError, PromptTooLongError
 from cahl_core.memory import is_out_of_memory, release_memory
 from cahl_core.policy.backbone import Policy
+from cahl_core.policy.batches import Job, Request, Sample, compact, make_jobs
 from cahl_core.policy.decoder import DecodingModel, decoding_model
 from cahl_core.policy.packing import Packed, pack
 from cahl_core.policy.prefix_state import PrefixState
 from cahl_core.policy.prefix_store import PrefixStore
 from cahl_core.policy.sampling import Endings, choose, uniforms
-
-COMPACT_BELOW = 0.7  # rebuild the batch when fewer than this share of its rows is alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,49 +43,6 @@ class Completion:
     finished: bool
     version: int | None = None
     void: bool = False
-
-
-@dataclass(slots=True)
-class _Sample:
-    prompt: int
-    number: int
-    seed: str
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    done: bool = False
-    finished: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    prompts: Sequence[Sequence[int]]
-    names: Sequence[str]
-    max_tokens: int
-    temperature: float
-    endings: Endings
-    keep: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Samples of prompts that decode together."""
-
-    prompts: list[int]
-    samples: range
-
-    def halves(self) -> tuple[_Job, _Job] | None:
-        """The same work in two parts; ``None`` for a single sample."""
-        if len(self.prompts) > 1:
-            middle = len(self.prompts) // 2
-            parts = self.prompts[:middle], self.prompts[middle:]
-            return _Job(parts[0], self.samples), _Job(parts[1], self.samples)
-        if len(self.samples) > 1:
-            middle = len(self.samples) // 2
-            return (
-                _Job(self.prompts, self.samples[:middle]),
-                _Job(self.prompts, self.samples[middle:]),
-            )
-        return None
 
 
 class Engine:
@@ -165,9 +121,9 @@ class Engine:
         self._check(prompts, max_tokens)
         names = seeds or [str(i) for i in range(len(prompts))]
         endings = Endings(self.policy.tokenizer, self._ends, stop, openings)
-        request = _Request(prompts, names, max_tokens, temperature, endings, keep)
+        request = Request(prompts, names, max_tokens, temperature, endings, keep)
         results: list[list[Completion]] = [[] for _ in prompts]
-        jobs = deque(self._jobs(prompts, samples, max_tokens))
+        jobs = deque(make_jobs(prompts, samples, max_tokens, self.batch_tokens))
         while jobs:
             job = jobs.popleft()
             rows = self._attempt(request, job, role)
@@ -190,28 +146,14 @@ class Engine:
                     "shorten the request or the tool list, or raise model.max_context",
                 )
 
-    def _jobs(
-        self, prompts: Sequence[Sequence[int]], samples: int, max_tokens: int
-    ) -> Iterator[_Job]:
-        """Prompts of similar length, each batch's cached tokens within the budget."""
-        batch: list[int] = []
-        for index in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)):
-            cached = (len(batch) + 1) * (len(prompts[index]) + samples * max_tokens)
-            if batch and cached > self.batch_tokens:
-                yield _Job(batch, range(samples))
-                batch = []
-            batch.append(index)
-        if batch:
-            yield _Job(batch, range(samples))
-
-    def _completion(self, row: _Sample) -> Completion:
+    def _completion(self, row: Sample) -> Completion:
         ids = row.ids[:-1] if row.ids and row.ids[-1] in self._ends else row.ids
         text = self.policy.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return Completion(row.ids, row.logprobs, text, row.finished)
 
     # --- a batch ----------------------------------------------------------------------------------
 
-    def _attempt(self, request: _Request, job: _Job, role: str) -> list[_Sample] | None:
+    def _attempt(self, request: Request, job: Job, role: str) -> list[Sample] | None:
         """The finished samples of a job; ``None`` where memory ran out and it should be halved."""
         try:
             return self._run(request, job, role)
@@ -245,9 +187,9 @@ class Engine:
         return self._model
 
     @torch.no_grad()
-    def _run(self, request: _Request, job: _Job, role: str) -> list[_Sample]:
+    def _run(self, request: Request, job: Job, role: str) -> list[Sample]:
         model, width = self._ready(role), len(job.samples)
-        rows = [_Sample(p, i, f"{request.names[p]}/{i}") for p in job.prompts for i in job.samples]
+        rows = [Sample(p, i, f"{request.names[p]}/{i}") for p in job.prompts for i in job.samples]
         started = time.perf_counter()
         state, logits = self._prefill(
             model, [request.prompts[p] for p in job.prompts], request, width
@@ -262,7 +204,7 @@ class Engine:
         self,
         model: DecodingModel,
         prompts: list[Sequence[int]],
-        request: _Request,
+        request: Request,
         samples: int,
     ) -> tuple[PrefixState, Tensor]:
         """Encodes the prompts' distinct prefixes once; returns caches and last-token logits."""
@@ -320,8 +262,8 @@ class Engine:
     def _decode(
         self,
         model: DecodingModel,
-        request: _Request,
-        rows: list[_Sample],
+        request: Request,
+        rows: list[Sample],
         state: PrefixState,
         logits: Tensor,
     ) -> None:
@@ -336,7 +278,7 @@ class Engine:
             tokens, logprobs = choose(logits, own, request.temperature)
             last = step == request.max_tokens - 1
             self._record(live, tokens.tolist(), logprobs.tolist(), request.endings, last)
-            keep = self._kept(state, live)
+            keep = compact(state, live)
             if keep is not None:
                 if not keep:
                     return
@@ -345,12 +287,11 @@ class Engine:
                 tokens, depth = tokens[kept], depth[kept]
                 draws = None if draws is None else draws[:, keep]
             state.advance()
-            hidden = model.runner.step(tokens, depth + step, state)
-            logits = model.runner.logits(hidden)
+            logits = model.runner.step(tokens, depth + step, state)
 
     def _record(
         self,
-        rows: list[_Sample],
+        rows: list[Sample],
         tokens: list[int],
         logprobs: list[float],
         endings: Endings,
@@ -364,26 +305,3 @@ class Engine:
             self.decoded_tokens += 1
             row.finished = endings.finished(row.ids)
             row.done = row.finished or last or endings.strayed(row.ids)
-
-    def _kept(self, state: PrefixState, rows: list[_Sample]) -> list[int] | None:
-        """Drops finished prompts, and finished samples where every prompt can spare as many.
-
-        Returns the rows that stay, none when all are done; ``None`` where nothing was dropped.
-        """
-        alive = sum(not row.done for row in rows)
-        if not alive:
-            return []
-        if alive >= COMPACT_BELOW * len(rows):
-            return None
-        samples = state.samples
-        groups = [rows[i : i + samples] for i in range(0, len(rows), samples)]
-        prompts = [i for i, group in enumerate(groups) if not all(row.done for row in group)]
-        width = max(sum(not row.done for row in groups[i]) for i in prompts)
-        if len(prompts) * width == len(rows):
-            return None
-        chosen: list[int] = []
-        for i in prompts:
-            order = sorted(range(samples), key=lambda j: (groups[i][j].done, j))
-            chosen += [i * samples + j for j in sorted(order[:width])]
-        state.select(prompts, torch.tensor(chosen, device=self.policy.device))
-        return chosen

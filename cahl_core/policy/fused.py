@@ -184,9 +184,7 @@ class FusedModel:
                 ],
                 dim=1,
             )
-        half = self.width // 2
-        swapped = torch.cat([turning[..., half:], turning[..., :half]], dim=2)
-        turned = torch.addcmul(turning * cos, swapped, sin)
+        turned = torch.addcmul(turning * cos, turning.roll(self.width // 2, dims=2), sin)
         query = turned[:, :queries].view(len(qkv), self.groups, self.kv_heads, self.width)
         return query, turned[:, queries:], value
 

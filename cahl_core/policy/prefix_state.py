@@ -27,6 +27,7 @@ class PrefixState:
         length: suffix tokens written so far, the present step's included.
         cursor: ``[1]``, the place in the suffix that the present step writes, on the device.
         suffix_bias: ``[1, 1, 1, T]``; 0 at written places, -inf at the others.
+        built: how often `select` has replaced the tensors.
     """
 
     lengths: list[int]
@@ -41,6 +42,7 @@ class PrefixState:
     suffix_keys: list[Tensor] = field(default_factory=list)
     suffix_values: list[Tensor] = field(default_factory=list)
     length: int = 0
+    built: int = 0
 
     @classmethod
     def empty(
@@ -103,6 +105,7 @@ class PrefixState:
     def select(self, prompts: list[int], rows: Tensor) -> None:
         """Keeps the given prompts and rows (ordered by prompt, the same number for each)."""
         kept = torch.tensor(prompts, device=self.bias.device)
+        self.built += 1
         for layer in range(len(self.keys)):
             if len(prompts) < len(self.keys[layer]):
                 self.keys[layer] = self.keys[layer][kept]

@@ -109,7 +109,7 @@ def test_the_oldest_rows_are_given_up_first(llama: Policy) -> None:
     for seed in (0, 1, 2):
         engine.generate([_draw(seed, 50)], "planner", max_tokens=1, keep=True)
     before = engine.prefilled_tokens
-    engine.generate([_draw(2, 50) + [7]], "planner", max_tokens=1, keep=True)
+    engine.generate([[*_draw(2, 50), 7]], "planner", max_tokens=1, keep=True)
     assert engine.prefilled_tokens - before == 1
-    engine.generate([_draw(0, 50) + [7]], "planner", max_tokens=1, keep=True)
+    engine.generate([[*_draw(0, 50), 7]], "planner", max_tokens=1, keep=True)
     assert engine.prefilled_tokens - before == 1 + 51
