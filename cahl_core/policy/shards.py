@@ -46,7 +46,7 @@ def refresh_whole(policy: Policy) -> None:
     """
     for name, parameter in policy.causal.named_parameters() if policy.whole else ():
         if is_sharded(parameter) and parameter.requires_grad:
-            policy.whole[name].data.copy_(whole(parameter))
+            policy.whole[name].copy_(whole(parameter))
 
 
 def idle(policy: Policy) -> None:

@@ -83,6 +83,11 @@ class Team:
             engine.notes.clear()
         return notes
 
+    def prepare(self) -> None:
+        """Makes what decodes, which needs backbones that are not sharded yet."""
+        for engine in self._engines.values():
+            engine.prepare()
+
     def decodes(self, policy: Policy) -> bool:
         """Whether this process samples from ``policy`` itself."""
         return id(policy) in self._engines

@@ -50,7 +50,7 @@ def train(stage: StageRun, places: Places, resume: str = "auto") -> list[Row]:
     dev = load_split(places.prepared, "dev")[: settings.train.evaluate_tasks]
     with stage.phase("load"):
         team = load_trainable(places.backbone, places.start, settings.model, workers.device)
-        shard_team(team, workers)
+        shard_team(team, workers, decodes=not settings.train.rollouts.servers)
     folder = places.cache / key / "checkpoints"
     if resume == "never" and workers.is_main:
         checkpoints.clear(folder)

@@ -27,16 +27,21 @@ if TYPE_CHECKING:
     from cahl_core.policy.team import Team
 
 
-def shard_team(team: Team, workers: Workers) -> None:
+def shard_team(team: Team, workers: Workers, *, decodes: bool) -> None:
     """Shards every backbone of the team, references included; nothing where the launch is plain.
 
     To be called before optimizers are made: trained parameters of whole models are replaced.
+
+    Args:
+        decodes: whether this process samples from the team itself, and not from servers.
     """
     if workers.sharded:
+        if decodes:
+            team.prepare()
         references = (m.reference[0] for m in team.members.values() if m.reference)
         policies = [m.policy for m in team.members.values()]
         for policy in {id(p): p for p in (*policies, *references)}.values():
-            shard(policy, workers, decodes=team.decodes(policy))
+            shard(policy, workers, decodes=decodes and team.decodes(policy))
 
 
 def shard(policy: Policy, workers: Workers, *, decodes: bool = False) -> None:
@@ -58,12 +63,19 @@ def shard(policy: Policy, workers: Workers, *, decodes: bool = False) -> None:
             f"{type(policy.decoder).__name__} has no list of layers to shard",
             "train it unsharded: launch with configs/accelerate/ddp.yaml",
         )
+    replicated = set(_replicated(policy))
     if decodes:
-        policy.whole = dict(policy.causal.named_parameters())
+        policy.whole = {
+            # what decoding shares memory with is updated in place; what it only merges adapters into
+            # waits in host memory
+            name: p.data if p.requires_grad else p.data.cpu()
+            for name, p in policy.causal.named_parameters()
+            if p not in replicated
+        }
     options: dict[str, Any] = {
         "mesh": _mesh(workers),
         "reshard_after_forward": workers.launch.reshard,
-        "ignored_params": set(_replicated(policy)),
+        "ignored_params": replicated,
     }
     for layer in layers:
         fully_shard(layer, **options)

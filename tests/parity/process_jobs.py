@@ -99,3 +99,18 @@ def lose_one(root: Path, how: str) -> tuple[int, Rows]:
             time.sleep(60)
 
     return train(root, trouble)
+
+
+def held(root: Path) -> tuple[int, int]:
+    """How many numbers of the decoder's layers, and of the adapters, this process holds."""
+    from cahl_core.policy.backbone import Policy
+    from cahl_core.training.distributed import Workers
+    from cahl_core.training.sharding import shard
+
+    workers, settings = Workers(), _stage("train", root).settings
+    policy = Policy.load(root / "data/backbone", root / "models/sft", settings.model)
+    shard(policy, workers)
+    adapters = {id(p) for name in policy.adapters for p in policy.parameters(name)}
+    layers = [p for p in policy.decoder.layers.parameters() if id(p) not in adapters]
+    local = [p.to_local() if hasattr(p, "to_local") else p for p in layers]
+    return sum(p.numel() for p in local), len(adapters)
