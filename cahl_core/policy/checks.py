@@ -77,11 +77,9 @@ def _check_config(name: str, config: Any, max_context: int) -> None:
     if getattr(config, "index_topk", None):
         raise ModelError(f"{name} attends to chosen tokens only (index_topk)", CHANGE)
     rope = getattr(config, "rope_parameters", None) or {}
-    original: int = (
-        rope.get("original_max_position_embeddings")
-        or getattr(config, "original_max_position_embeddings", None)
-        or getattr(config, "max_position_embeddings", max_context)
-    )
+    places = [rope.get("original_max_position_embeddings")]
+    places += [getattr(config, f"{k}max_position_embeddings", None) for k in ("original_", "")]
+    original = next((int(n) for n in places if n), max_context)
     if rope.get("rope_type") in ("dynamic", "longrope") and max_context > original:
         raise ModelError(
             f"{name} rotates by the length of the whole sequence beyond {original} tokens "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,21 +90,75 @@ def visible_to(
 def pack(sequences: Sequence[Sequence[int]], budget: int) -> list[Packed]:
     """Packs token sequences into rows of at most ``budget`` tokens.
 
-    A sequence longer than the budget gets a row of its own. Every sequence lands in exactly one row.
-    Sorting brings the longest common prefixes together, so within a row no prefix is repeated.
+    Every sequence lands in exactly one row; within a row no prefix is repeated. A tree that fits is
+    never divided; one that does not is divided at its branches, the lowest that will do, and repeats
+    what is above them. A sequence longer than the budget gets a row of its own (what it shares
+    with others is repeated there); whether that fits in memory is the caller's concern.
     """
     arrays = [np.asarray(s, dtype=np.int64) for s in sequences]
     order = sorted(range(len(arrays)), key=lambda i: tuple(sequences[i]))
-    rows: list[Packed] = []
-    open_row = _Row()
-    for index in order:
-        if open_row.indices and open_row.length_with(arrays[index]) > budget:
-            rows.append(open_row.close())
-            open_row = _Row()
-        open_row.add(index, arrays[index])
-    if open_row.indices:
-        rows.append(open_row.close())
+    ranked = [arrays[i] for i in order]
+    rows = []
+    for part in _parts(ranked, _shared(ranked), budget):
+        row = _Row()
+        for rank in sorted(part.ranks):
+            row.add(order[rank], ranked[rank])
+        rows.append(row.close())
     return rows
+
+
+def distinct_tokens(sequences: Sequence[Sequence[int]]) -> int:
+    """Tokens of the tree of all sequences, each prefix counted once: the least there is to encode."""
+    ranked = [np.asarray(s, dtype=np.int64) for s in sorted(map(tuple, sequences))]
+    return sum(map(len, ranked)) - sum(_shared(ranked))
+
+
+def _shared(ranked: Sequence[Ids]) -> list[int]:
+    """The tokens each sequence shares with the one before it."""
+    after_first = [common_prefix(first, second) for first, second in pairwise(ranked)]
+    return [0, *after_first][: len(ranked)]
+
+
+@dataclass(slots=True)
+class _Part:
+    """Sequences of one row, by their ranks in sorted order, and the tokens they take together."""
+
+    ranks: list[int]
+    tokens: int
+
+
+def _parts(ranked: Sequence[Ids], shared: Sequence[int], budget: int) -> list[_Part]:
+    """What goes into each row: first fit of whole trees, the largest first."""
+
+    def divided(start: int, stop: int) -> list[_Part]:
+        tokens = len(ranked[start]) + sum(
+            len(ranked[i]) - shared[i] for i in range(start + 1, stop)
+        )
+        if tokens <= budget or stop - start == 1:
+            return [_Part(list(range(start, stop)), tokens)]
+        common = min(shared[start + 1 : stop])
+        cuts = [i for i in range(start + 1, stop) if shared[i] == common]
+        edges = pairwise([start, *cuts, stop])
+        return _fitted([part for edge in edges for part in divided(*edge)], common, budget)
+
+    trees = [i for i in range(len(ranked)) if not shared[i]]
+    edges = pairwise([*trees, len(ranked)])
+    return _fitted([part for edge in edges for part in divided(*edge)], 0, budget)
+
+
+def _fitted(parts: list[_Part], common: int, budget: int) -> list[_Part]:
+    """Joins parts that share their first ``common`` tokens, as far as the budget allows."""
+    joined: list[_Part] = []
+    for part in sorted(parts, key=lambda p: (-p.tokens, p.ranks[0])):
+        added = part.tokens - common
+        room = (p for p in joined if not added or p.tokens + added <= budget)
+        place = next(room, None)
+        if place is None:
+            joined.append(_Part(list(part.ranks), part.tokens))
+        else:
+            place.ranks += part.ranks
+            place.tokens += added
+    return joined
 
 
 def common_prefix(first: Ids, second: Ids) -> int:
@@ -124,9 +179,6 @@ class _Row:
         self.indices: list[int] = []
         self.length = 0
         self.last: Ids = np.empty(0, dtype=np.int64)
-
-    def length_with(self, sequence: Ids) -> int:
-        return self.length + len(sequence) - common_prefix(self.last, sequence)
 
     def add(self, index: int, sequence: Ids) -> None:
         shared = common_prefix(self.last, sequence)

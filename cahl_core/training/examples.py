@@ -9,7 +9,7 @@ from typing import Any
 from cahl_core.config import Settings
 from cahl_core.datasets.targets import executor_targets, flat_target, planner_target
 from cahl_core.errors import ModelError, TrainingError
-from cahl_core.policy.packing import Packed, pack
+from cahl_core.policy.packing import Packed, distinct_tokens, pack
 from cahl_core.protocol.forms import flat_prompt
 from cahl_core.protocol.prompts import executor_prompt, planner_prompt
 from cahl_core.protocol.templates import dialect_of
@@ -19,6 +19,7 @@ from cahl_core.roles import Role
 from cahl_core.training.data import epoch_order, weights_of
 
 Rows = Iterator[tuple[Packed, list["Example"]]]
+WINDOW = 8  # rows packed together: enough to fill them, few enough to keep the order drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +29,24 @@ class Example:
     prompt: list[int]
     target: list[int]
 
+    @property
+    def whole(self) -> list[int]:
+        return [*self.prompt, *self.target]
+
 
 @dataclass(slots=True)
 class Drawn:
-    """How many examples were drawn, and how many of them did not fit ``model.max_context``."""
+    """How many examples were drawn, how many did not fit ``model.max_context``, and their tokens.
+
+    Attributes:
+        encoded: tokens of the rows.
+        least: tokens of the trees that were packed together, each prefix counted once.
+    """
 
     examples: int = 0
     left_out: int = 0
+    encoded: int = 0
+    least: int = 0
 
     def sentence(self, role: Role, max_context: int) -> str:
         return (
@@ -88,32 +100,33 @@ def target_ids(tokenizer: Any, text: str) -> list[int]:
 def rows_of(
     groups: Iterator[list[Example]], row_tokens: int, max_context: int, drawn: Drawn | None = None
 ) -> Rows:
-    """Packs groups of examples, in order, into rows of about ``row_tokens``.
+    """Packs groups of examples into rows of at most ``row_tokens``, `WINDOW` rows' worth at a time.
 
-    Examples beyond ``max_context`` are left out, and counted in ``drawn``.
+    Rows come in the order of their first examples. Examples beyond ``max_context`` are left out, and
+    counted in ``drawn``; one longer than ``row_tokens`` has a row of its own.
     """
+    drawn = Drawn() if drawn is None else drawn
     pending: list[Example] = []
     size = 0
     for group in groups:
         fitting = [e for e in group if len(e.prompt) + len(e.target) <= max_context]
-        if drawn is not None:
-            drawn.examples += len(group)
-            drawn.left_out += len(group) - len(fitting)
-        if not fitting:
-            continue
-        first = len(fitting[0].prompt)
-        added = first + sum(len(e.target) + len(e.prompt) - first // 2 for e in fitting)
-        if pending and size + added > row_tokens:
-            yield from _packed(pending, row_tokens)
-            pending, size = [], 0
+        drawn.examples += len(group)
+        drawn.left_out += len(group) - len(fitting)
         pending += fitting
-        size += added
+        size += distinct_tokens([e.whole for e in fitting])
+        if size >= WINDOW * row_tokens:
+            yield from _packed(pending, row_tokens, drawn)
+            pending, size = [], 0
     if pending:
-        yield from _packed(pending, row_tokens)
+        yield from _packed(pending, row_tokens, drawn)
 
 
-def _packed(pending: list[Example], row_tokens: int) -> Rows:
-    for row in pack([[*e.prompt, *e.target] for e in pending], row_tokens):
+def _packed(pending: list[Example], row_tokens: int, drawn: Drawn) -> Rows:
+    whole = [e.whole for e in pending]
+    rows = pack(whole, row_tokens)
+    drawn.least += distinct_tokens(whole)
+    drawn.encoded += sum(map(len, rows))
+    for row in sorted(rows, key=lambda r: min(r.indices)):
         yield row, pending
 
 
@@ -140,7 +153,8 @@ def batches(
         for row in rows_of(groups, sft.row_tokens, max_context, drawn):
             rows += 1
             batch.append(row)
-            if sum(len(r) for r, _ in batch) >= sft.tokens_per_step:
+            tokens = sum(len(r) for r, _ in batch)
+            if tokens + len(row[0]) // 2 >= sft.tokens_per_step:  # another would overshoot by more
                 yield batch
                 batch = []
         if not rows:

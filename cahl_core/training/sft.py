@@ -262,6 +262,7 @@ def _metrics(role: Role, losses: Sequence[float], drawn: Drawn, dev: float) -> d
         f"{role}_last_loss": sum(losses[-width:]) / width,
         f"{role}_steps": float(len(losses)),
         f"{role}_left_out": float(drawn.left_out),
+        f"{role}_encoded_over_least": drawn.encoded / max(1, drawn.least),
     }
 
 

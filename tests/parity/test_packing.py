@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from cahl_core.config import LoraSettings, ModelSettings
 from cahl_core.policy.attention import PACKED
 from cahl_core.policy.backbone import Policy
 from cahl_core.policy.logprobs import packed_rows, row_logprobs
-from cahl_core.policy.packing import pack
+from cahl_core.policy.packing import distinct_tokens, pack
 from tests.parity.architectures import ARCHITECTURES, make_architecture
 
 SETTINGS = ModelSettings(dtype="float32", lora=LoraSettings(rank=4, alpha=8))
@@ -33,11 +34,80 @@ def test_every_sequence_is_found_along_its_path(items: list[list[int]], budget: 
             assert row.parents[path].tolist() == [-1, *path[:-1].tolist()]
 
 
+def test_nothing_packs_into_no_rows() -> None:
+    assert pack([], 10) == []
+    assert distinct_tokens([]) == 0
+
+
 @given(sequences)
 def test_a_row_holds_each_distinct_prefix_once(items: list[list[int]]) -> None:
     [row] = pack(items, 10_000)
     prefixes = {tuple(s[:n]) for s in items for n in range(1, len(s) + 1)}
     assert len(row) == len(prefixes)
+
+
+@given(sequences)
+def test_the_least_there_is_to_encode_is_one_token_per_distinct_prefix(
+    items: list[list[int]],
+) -> None:
+    assert distinct_tokens(items) == len(
+        {tuple(s[:n]) for s in items for n in range(1, len(s) + 1)}
+    )
+
+
+@given(sequences, st.integers(1, 20))
+def test_a_tree_that_fits_is_never_divided(items: list[list[int]], budget: int) -> None:
+    where = {i: number for number, row in enumerate(pack(items, budget)) for i in row.indices}
+    for first in {s[0] for s in items}:
+        tree = [i for i, s in enumerate(items) if s[0] == first]
+        if distinct_tokens([items[i] for i in tree]) <= budget:
+            assert len({where[i] for i in tree}) == 1
+
+
+@given(sequences, st.integers(1, 20))
+def test_no_two_rows_would_fit_into_one(items: list[list[int]], budget: int) -> None:
+    """Where nothing is shared between rows: rows are filled."""
+    rows = pack(items, budget)
+    for first, second in combinations(rows, 2):
+        together = distinct_tokens([items[i] for i in (*first.indices, *second.indices)])
+        if together == len(first) + len(second):
+            assert together > budget
+
+
+def _ids(draw: random.Random, count: int) -> list[int]:
+    return [draw.randrange(50_000) for _ in range(count)]
+
+
+def _trees(name: str) -> list[list[int]]:
+    draw = random.Random(0)
+    if name == "task":  # a prompt and its samples
+        prompt = _ids(draw, 1000)
+        return [prompt + _ids(draw, 64) for _ in range(8)]
+    if name == "step":  # four such tasks, and executor prompts that share their tool lists
+        items = []
+        for _ in range(4):
+            prompt, tools = _ids(draw, 500), _ids(draw, 400)
+            items += [prompt + _ids(draw, 60) for _ in range(8)]
+            for _ in range(8):
+                step = tools + _ids(draw, 40)
+                items += [step + _ids(draw, 40) for _ in range(4)]
+        return items
+    if name == "large":  # over the budget: three rows are the least
+        prompt = _ids(draw, 300)
+        return [prompt + _ids(draw, 64) for _ in range(64)]
+    groups = [(_ids(draw, draw.randrange(30, 200)), draw.randrange(1, 5)) for _ in range(60)]
+    return [p + _ids(draw, draw.randrange(5, 60)) for p, samples in groups for _ in range(samples)]
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("task", 1.0), ("step", 1.05), ("small groups", 1.0), ("large", 1.14)]
+)
+def test_few_tokens_are_encoded_twice_and_rows_are_full(name: str, most: float) -> None:
+    items = _trees(name)
+    rows = pack(items, 2048)
+    least, encoded = distinct_tokens(items), sum(map(len, rows))
+    assert least <= encoded <= most * least
+    assert len(rows) <= -(-encoded // 2048) + 1
 
 
 @given(sequences)
