@@ -177,20 +177,19 @@ def tune(
         if arm == "ours":
             continue
         tried: dict[str, Any] = {}
+        entry = found[arm] = {**provenance(options.threads), "tried": tried, "best": None}
         for label, settings in _candidates(arm, name, result, options.candidates).items():
             try:
                 steps = _trial(arm, point, common, options, settings)
+                middle = sorted(steps, key=lambda s: s["total"])[len(steps) // 2]
+                tried[label] = {"settings": asdict(settings), **middle}
+                _say(f"{name} {label}", 0, 0, arm, middle)
             except RuntimeError as error:
                 tried[label] = {"settings": asdict(settings), "failed": str(error)[-400:]}
                 print(f"{name} {arm} {label}: failed", flush=True)
-                continue
-            middle = sorted(steps, key=lambda s: s["total"])[len(steps) // 2]
-            tried[label] = {"settings": asdict(settings), **middle}
-            _say(f"{name} {label}", 0, 0, arm, middle)
-        worked = {k: v["total"] for k, v in tried.items() if "total" in v}
-        best = min(worked, key=lambda k: worked[k]) if worked else None
-        found[arm] = {**provenance(options.threads), "tried": tried, "best": best}
-        write_json(options.out, result)
+            worked = {k: v["total"] for k, v in tried.items() if "total" in v}
+            entry["best"] = min(worked, key=lambda k: worked[k]) if worked else None
+            write_json(options.out, result)
 
 
 def _candidates(
