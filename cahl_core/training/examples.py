@@ -115,18 +115,23 @@ def rows_of(
         pending += fitting
         size += distinct_tokens([e.whole for e in fitting])
         if size >= WINDOW * row_tokens:
-            yield from _packed(pending, row_tokens, drawn)
-            pending, size = [], 0
+            rows = _packed(pending, row_tokens)
+            left = min(rows, key=len)  # waits for more
+            yield from _counted([row for row in rows if row is not left], pending, drawn)
+            pending, size = [pending[i] for i in sorted(left.indices)], len(left)
     if pending:
-        yield from _packed(pending, row_tokens, drawn)
+        yield from _counted(_packed(pending, row_tokens), pending, drawn)
 
 
-def _packed(pending: list[Example], row_tokens: int, drawn: Drawn) -> Rows:
-    whole = [e.whole for e in pending]
-    rows = pack(whole, row_tokens)
-    drawn.least += distinct_tokens(whole)
+def _packed(pending: list[Example], row_tokens: int) -> list[Packed]:
+    rows = pack([e.whole for e in pending], row_tokens)
+    return sorted(rows, key=lambda row: min(row.indices))
+
+
+def _counted(rows: list[Packed], pending: list[Example], drawn: Drawn) -> Rows:
+    drawn.least += distinct_tokens([pending[i].whole for row in rows for i in row.indices])
     drawn.encoded += sum(map(len, rows))
-    for row in sorted(rows, key=lambda r: min(r.indices)):
+    for row in rows:
         yield row, pending
 
 

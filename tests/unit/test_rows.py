@@ -6,10 +6,10 @@ import random
 
 from cahl_core.training.examples import Drawn, Example, rows_of
 
-BUDGET = 1000
+BUDGET = 2000
 
 
-def _groups(count: int = 100) -> list[list[Example]]:
+def _groups(count: int = 300) -> list[list[Example]]:
     """Records of one to four examples that share their tools."""
     draw = random.Random(0)
 
@@ -44,4 +44,4 @@ def test_every_example_is_in_one_row_near_where_it_was_drawn() -> None:
         for i in row.indices
     ]
     assert sorted(found) == list(range(len(order)))
-    assert max(abs(place - number) for place, number in enumerate(found)) < len(order) / 3
+    assert max(abs(place - number) for place, number in enumerate(found)) < 400  # three windows
