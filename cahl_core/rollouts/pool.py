@@ -18,6 +18,7 @@ from cahl_core.rollouts.backoff import Backoff
 from cahl_core.rollouts.client import OpenAIClient, UnavailableError
 
 T = TypeVar("T")
+MOST_BROKEN = 5
 TICK = 0.5  # seconds between looks at whether to stop
 
 START = (
@@ -35,7 +36,7 @@ class Server:
     """One endpoint and what is known of it.
 
     Attributes:
-        failures: in a row; ``troubles`` counts the answers in a row that it was too busy, too.
+        failures: since it last answered anything. troubles: since it last did a job.
         checked: somebody has looked at it since it last failed.
         loaded: adapters known to be there.
         identity: of its backbone, as it first said.
@@ -88,22 +89,29 @@ class ServerPool:
         self._give_up_after = give_up_after
         self._backoff = backoff or Backoff()
         self._free = threading.Condition()
-        self._last_answer = time.monotonic()
+        self._last_done = time.monotonic()
 
     def run(self, job: Callable[[Server], T], stop: threading.Event | None = None) -> T:
         """What ``job`` returns; it is tried again, anywhere, while it is `UnavailableError`.
 
         Raises:
-            RolloutServerError: no server has answered for ``give_up_after`` seconds.
+            RolloutServerError: no server has done a job for ``give_up_after`` seconds, or this one
+                failed `MOST_BROKEN` times by an error inside a server.
             StoppedError: ``stop`` was set. Anything else that ``job`` raises, at once.
         """
-        since = time.monotonic()
+        since, broken = time.monotonic(), 0
         while True:
             server = self._acquire(stop, since)
             try:
                 result = job(server)
             except UnavailableError as error:
                 self._failed(server, error)
+                broken += error.status == 500
+                if broken >= MOST_BROKEN:
+                    raise RolloutServerError(
+                        f"the same request failed {broken} times: {error}", "see the server's log"
+                    ) from error
+                self._check_patience(since)
             except BaseException:
                 self._release(server)
                 raise
@@ -123,14 +131,14 @@ class ServerPool:
                     chosen = min(free, key=lambda s: (s.failures, s.busy))
                     chosen.busy += 1
                     return chosen
-                self._check_patience(since, now)
+                self._check_patience(since)
                 rests = [s.rests_until - now for s in self.servers if s.rests_until > now]
                 self._free.wait(max(0.01, min([TICK, *rests])))
 
-    def _check_patience(self, since: float, now: float) -> None:
+    def _check_patience(self, since: float) -> None:
         if any(not s.troubles for s in self.servers):
             return  # somebody is at work
-        silent = now - max(since, self._last_answer)
+        silent = time.monotonic() - max(since, self._last_done)
         if silent > self._give_up_after:
             raise RolloutServerError(
                 f"no rollout server has answered for {silent:.0f} s "
@@ -158,14 +166,16 @@ class ServerPool:
     def alive(self, server: Server) -> None:
         """To be called when a server has answered anything: it may have its full share again."""
         with self._free:
-            server.failures = server.troubles = 0
-            self._last_answer = time.monotonic()
+            server.failures = 0
             self._free.notify_all()
 
     def _answered(self, server: Server) -> None:
-        self.counts.requests += 1
-        self.alive(server)
-        self._release(server)
+        with self._free:
+            server.busy -= 1
+            server.failures = server.troubles = 0
+            self.counts.requests += 1
+            self._last_done = time.monotonic()
+            self._free.notify_all()
 
     def _release(self, server: Server) -> None:
         with self._free:

@@ -49,6 +49,10 @@ class RolloutServer(ThreadingHTTPServer):
         self.engine, self.model, self.api_key = engine, model, api_key
         super().__init__((host, port), _Handler)
 
+    @property
+    def url(self) -> str:
+        return f"http://{self.server_address[0]!s}:{self.server_port}"
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: RolloutServer
