@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from cahl_core import data_cli, experiment_cli, rollout_cli, train_cli
+from cahl_core import cost_cli, data_cli, experiment_cli, rollout_cli, train_cli
 
 if TYPE_CHECKING:
     from cahl_core.config import Settings
@@ -70,6 +70,7 @@ app = typer.Typer(
 )
 app.add_typer(data_cli.app)
 app.add_typer(train_cli.app)
+app.add_typer(cost_cli.app)
 app.add_typer(rollout_cli.app)
 app.add_typer(experiment_cli.app)
 

@@ -144,6 +144,17 @@ def highest_resident() -> int:
     return _highest
 
 
+def resident_now() -> int:
+    """Resident memory of this process in bytes; 0 where the system does not say."""
+    if found := _status("VmRSS"):
+        return found
+    with suppress(ImportError):
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    return 0
+
+
 def make_gauge() -> Gauge | None:
     """The best gauge of this machine; ``None`` where memory cannot be measured."""
     torch = sys.modules.get("torch")

@@ -1,0 +1,161 @@
+"""Memory of a run by phase, from sizes: what stays, and what each phase adds at its peak."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from cahl_core.config import Settings
+from cahl_core.cost.skeleton import Passes, Sizes
+from cahl_core.cost.workload import StepLoad
+from cahl_core.policy.linear import packs
+from cahl_core.policy.prefix_state import PAD
+
+FULL = 4  # bytes of float32
+SAMPLING = 6  # tensors of [rows, vocabulary] that choosing the next token has at one time
+SPARE = 1.1  # a prediction above this share of what is free is worth a warning
+
+
+@dataclass(slots=True)
+class Memory:
+    """Bytes by part; a phase's peak is everything that stays plus what it adds.
+
+    Attributes:
+        stays: weights, adapters, optimizer … by name.
+        adds: by phase, by name.
+    """
+
+    stays: dict[str, int] = field(default_factory=dict)
+    adds: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def peak(self, phase: str) -> int:
+        return sum(self.stays.values()) + sum(self.adds[phase].values())
+
+    @property
+    def highest(self) -> tuple[str, int]:
+        """The phase that needs most, and how much."""
+        return max(((p, self.peak(p)) for p in self.adds), key=lambda x: x[1])
+
+
+def predict_memory(
+    settings: Settings,
+    sizes: Sizes,
+    passes: Passes,
+    steps: Sequence[StepLoad],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    process: int = 0,
+) -> Memory:
+    """Peaks of one process of a run.
+
+    Args:
+        process: bytes that the process holds without a model (libraries; 0 on CUDA).
+    """
+    memory = Memory()
+    trained = _weights(memory.stays, settings, sizes, dtype, device)
+    memory.stays["libraries"] = process
+    gradients = trained * FULL
+    caches, logits = _rollout(settings, sizes, steps, dtype)
+    memory.adds["rollout"] = {
+        "keys and values": caches,
+        "logits": logits,
+        "encoding": passes.scored,
+    }
+    memory.adds["reference"] = {"activations": passes.scored}
+    checkpointed = settings.model.gradient_checkpointing
+    memory.adds["update"] = {
+        "activations": passes.trained_checkpointed if checkpointed else passes.trained,
+        "gradients": 2 * gradients,
+    }
+    memory.adds["checkpoint"] = {"copies on the host": 3 * gradients if device.type == "cpu" else 0}
+    return memory
+
+
+def _weights(
+    stays: dict[str, int],
+    settings: Settings,
+    sizes: Sizes,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    """Fills in what stays; returns how many elements train at one time."""
+    model, roles = settings.model, 2 if settings.model.form == "hierarchical" else 1
+    if model.weights == "two_models":
+        stays["backbones"] = (roles + 1) * sizes.total * FULL
+        stays["adapters"] = roles * sizes.adapter * FULL
+        stays["optimizer"] = 2 * roles * sizes.trained_whole * FULL
+        stays["decoding copies"] = roles * decoding_copy(sizes, torch.float32, device, merged=False)
+        return sizes.trained_whole
+    made = 1 if model.weights == "shared_adapter" else roles
+    stays["backbone"] = sizes.total * dtype.itemsize
+    stays["adapters"] = 2 * made * sizes.adapter * FULL  # each with its reference
+    stays["optimizer"] = 2 * made * sizes.adapter * FULL
+    stays["decoding copy"] = decoding_copy(sizes, dtype, device, merged=True)
+    return sizes.adapter
+
+
+def decoding_copy(sizes: Sizes, dtype: torch.dtype, device: torch.device, *, merged: bool) -> int:
+    """Bytes of the weights that decoding holds of its own.
+
+    Where the processor has a layout of its own for them (`linear.packs`), that is every matrix and
+    the head; else what adapters are merged into.
+    """
+    if packs(torch.empty(1, 1, dtype=dtype, device="cpu")) and device.type == "cpu":
+        return (sizes.decoder + sizes.head) * dtype.itemsize
+    return sizes.adapted * dtype.itemsize if merged else 0
+
+
+def cache_bytes(
+    lengths: Sequence[int], samples: int, room: int, sizes: Sizes, dtype: torch.dtype
+) -> int:
+    """Keys and values of a decoding batch: prompts once, padded alike, and ``room`` per sample."""
+    longest = max(lengths) + -max(lengths) % PAD
+    tokens = len(lengths) * (longest + samples * room)
+    return tokens * sizes.kv_width * sizes.layers * dtype.itemsize
+
+
+def _rollout(
+    settings: Settings, sizes: Sizes, steps: Sequence[StepLoad], dtype: torch.dtype
+) -> tuple[int, int]:
+    """The largest batch's caches, and what choosing tokens for the most rows takes."""
+    caches = rows = 0
+    for load in steps:
+        for role, own in load.roles.items():
+            for lengths, samples in own.batches:
+                room = settings.max_tokens(role)
+                caches = max(caches, cache_bytes(lengths, samples, room, sizes, dtype))
+                rows = max(rows, len(lengths) * samples)
+    return caches, SAMPLING * rows * sizes.vocabulary * FULL
+
+
+def shortage(memory: Memory, settings: Settings, passes: Passes, free: int) -> list[str]:
+    """What to change where the predicted peak is above ``free`` bytes; nothing where it fits."""
+    phase, peak = memory.highest
+    if peak * SPARE <= free:
+        return []
+    said = [
+        f"the {phase} phase is predicted to need {gib(peak)} GiB, and {gib(free)} GiB are free: "
+        "it may run out of memory"
+    ]
+    return said + [f"try {change}" for change in _changes(memory, settings, passes, phase)]
+
+
+def _changes(memory: Memory, settings: Settings, passes: Passes, phase: str) -> list[str]:
+    train, model, changes = settings.train, settings.model, []
+    if phase == "update" and not model.gradient_checkpointing:
+        less = memory.peak("update") - passes.trained + passes.trained_checkpointed
+        changes.append(f"model.gradient_checkpointing=true (the update then needs {gib(less)} GiB)")
+    if phase in ("update", "reference"):
+        changes.append(f"train.row_tokens={max(train.row_tokens // 2, 1)} (now {train.row_tokens})")
+    if phase == "rollout":
+        changes.append("fewer train.tasks_per_step, or a lower max_tokens of planner and executor")
+    changes.append("model.dtype=bfloat16 if it is float32, or a smaller backbone")
+    return changes
+
+
+def gib(value: int) -> str:
+    """Bytes as GiB with two decimals."""
+    return f"{value / 2**30:.2f}"
