@@ -74,13 +74,13 @@ class Plan:
 class TreeAttention(torch.autograd.Function):
     """softmax(scale q kᵀ + mask) v over the tiles of a plan; gradients for q, k and v.
 
-    q: ``[Hq, L, D]``; k, v: ``[H, L, D]``; returns ``[L, Hq, D]``.
+    q: ``[Hq, Q, D]``; k, v: ``[H, L, D]``; returns ``[Q, Hq, D]``. In a row of its own Q is L.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
-        heads, length, width = k.shape
-        groups = q.shape[0] // heads
+        heads, _, width = k.shape
+        groups, length = q.shape[0] // heads, q.shape[1]
         grouped = q.view(heads, groups, length, width)
         out = q.new_empty(length, heads, groups, width)
         lse = q.new_empty(heads, groups, length, dtype=torch.promote_types(q.dtype, torch.float32))
@@ -127,12 +127,12 @@ class _Backward:
         scale: float,
     ) -> None:
         self.heads, self.length, self.width = k.shape
-        self.groups = q.shape[0] // self.heads
+        self.groups, self.queried = q.shape[0] // self.heads, q.shape[1]
         # a power of two scales the queries without rounding them; the rest of it waits for the scores
         exact = 2.0 ** math.floor(math.log2(scale))
         self.scale, self.rest = exact, scale / exact
         inner = (grad.to(lse.dtype) * out.to(lse.dtype)).sum(3).permute(1, 2, 0)
-        queries = q.view(self.heads, self.groups, self.length, self.width) * exact
+        queries = q.view(self.heads, self.groups, self.queried, self.width) * exact
         self.queries = _beside(queries, -lse / self.rest)
         self.grads = _beside(grad.permute(1, 2, 0, 3), -inner)
         self.keys, self.values = _ones_beside(k), _ones_beside(v)
@@ -140,14 +140,14 @@ class _Backward:
 
     def run(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
         shape = self.heads, self.length, self.width
-        dq = self.keys.new_empty(self.heads, self.groups, self.length, self.width)
+        dq = self.keys.new_empty(self.heads, self.groups, self.queried, self.width)
         dk, dv = (torch.zeros(shape, dtype=self.wide) for _ in range(2))
         room = [self.keys.new_empty(self.heads * self.groups * plan.largest) for _ in range(2)]
         for part in plan.parts:
             self._tile(part, room, dq, dk, dv)
         dtype = self.keys.dtype
         dk *= self.rest
-        return dq.view(-1, self.length, self.width), dk.to(dtype), dv.to(dtype)
+        return dq.view(-1, self.queried, self.width), dk.to(dtype), dv.to(dtype)
 
     def _tile(self, part: Part, room: list[Tensor], dq: Tensor, dk: Tensor, dv: Tensor) -> None:
         tile, width = part.tile, self.width
