@@ -62,4 +62,4 @@ def test_torchrun_needs_no_setting_to_make_one_world_on_cpus(
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert read_json(root / "seen.json")["world"] == 2
+    assert [read_json(root / f"seen-{rank}.json")["world"] for rank in (0, 1)] == [2, 2]
