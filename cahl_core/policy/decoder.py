@@ -73,6 +73,8 @@ class DecodingModel:
     def refresh(self, name: str | None) -> None:
         """Makes the weights those of backbone + adapter ``name`` (``None``: the backbone)."""
         self._adapter = name
+        # sharding, which comes after this object is made, replaces parameters
+        self._names = {id(p): path for path, p in self.policy.causal.named_parameters()}
         self.runner.refresh()
 
     def weight_of(self, module: Any) -> Tensor:
@@ -87,7 +89,8 @@ class DecodingModel:
 
     def whole(self, parameter: Tensor) -> Tensor:
         """All of a parameter, also where this process trains on a part of it only."""
-        return self.policy.whole.get(self._names[id(parameter)], parameter)
+        found = self.policy.whole.get(self._names[id(parameter)])
+        return parameter if found is None else found.to(self.policy.device)
 
 
 class FusedRunner:

@@ -176,15 +176,20 @@ class Engine:
         )
         return None
 
+    def prepare(self) -> DecodingModel:
+        """Makes the decoding model, which needs a backbone that is not sharded yet."""
+        if self._model is None:
+            self._model = decoding_model(self.policy)
+        return self._model
+
     def _ready(self, role: str) -> DecodingModel:
         """The decoding model with the role's present weights."""
         name = role if self.policy.adapters else None
-        if self._model is None:
-            self._model = decoding_model(self.policy)
+        model = self.prepare()
         if not self._fresh or self._merged != name:
-            self._model.refresh(name)
+            model.refresh(name)
             self._merged, self._fresh = name, True
-        return self._model
+        return model
 
     @torch.no_grad()
     def _run(self, request: Request, job: Job, role: str) -> list[Sample]:
