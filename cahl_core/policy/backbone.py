@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cahl_core.config import ModelSettings
 from cahl_core.errors import ModelError
-from cahl_core.policy import attention, checkpointing, checks, lora
+from cahl_core.policy import attention, checkpointing, checks, lora, norms
 from cahl_core.policy.packing import Packed
 from cahl_core.roles import ROLES, Role, roles_of
 from cahl_core.signals import held_signals
@@ -256,6 +256,7 @@ def load_backbone(
     model.train(False)
     model = model.to(device)  # type: ignore[arg-type]
     checks.check_backbone(model, settings.max_context)
+    norms.install(model)
     if settings.gradient_checkpointing:
         checkpointing.install(model)
     return model, tokenizer
