@@ -133,6 +133,8 @@ class Fleet:
         wanted = self.settings.train.rollouts.model
         bases = [c for c in cards if not c.get("parent")]
         found = next((c for c in bases if wanted in (None, c.get("id"))), None)
+        if wanted and not cards:  # some servers list nothing before it was used
+            found = {"id": wanted}
         if found is None:
             names = ", ".join(str(c.get("id")) for c in bases) or "nothing"
             raise RolloutServerError(
