@@ -52,13 +52,19 @@ def predict(
     speed: Speed | None = None,
     process: int = 0,
     steps: int = STEPS,
+    alike: bool = False,
 ) -> Prediction:
     """Predicts a run of one process; without ``speed`` there are no seconds.
+
+    Args:
+        process: bytes that the process holds without a model.
+        steps: that are looked at; the run's means are theirs.
+        alike: `predict_steps`.
 
     Raises:
         ModelError: there is no backbone.
     """
-    loads = predict_steps(tasks, tokenizer, settings, min(steps, settings.train.steps))
+    loads = predict_steps(tasks, tokenizer, settings, min(steps, settings.train.steps), alike=alike)
     device = pick_device()
     dtype = pick_dtype(settings.model.dtype, device)
     if settings.model.weights == "two_models":
