@@ -71,6 +71,11 @@ class ModelSettings(Section):
         "two_adapters",
         description="what planner and executor share: the backbone, the adapter too, or nothing",
     )
+    check_adapters: bool = Field(
+        True,
+        description="an adapter that says it was trained on another backbone is refused; false "
+        "where the same weights go by another name",
+    )
     gradient_checkpointing: bool = Field(
         False,
         description="training computes each layer twice and keeps only its input: less memory",

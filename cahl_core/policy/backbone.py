@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from cahl_core.config import ModelSettings
 from cahl_core.errors import ModelError
-from cahl_core.policy import attention, checkpointing, checks, lora, norms
+from cahl_core.policy import attention, checkpointing, checks, lora, norms, provenance
 from cahl_core.policy.packing import Packed
 from cahl_core.roles import ROLES, Role, roles_of
 from cahl_core.signals import held_signals
@@ -87,6 +88,11 @@ class Policy:
         """The stack below the language-model head: token ids in, hidden states out."""
         return self.causal.base_model
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the backbone's weights, adapters aside; to be asked before they are sharded or trained."""
+        return provenance.fingerprint(self.causal)
+
     @property
     def head(self) -> Tensor:
         """The frozen output embedding, ``[vocabulary, hidden]``."""
@@ -135,7 +141,11 @@ class Policy:
         self._adapters_changed()
 
     def add_adapter(self, name: str, path: Path, *, trainable: bool = False) -> None:
-        """Loads a saved adapter under ``name``."""
+        """Loads a saved adapter under ``name``.
+
+        Raises:
+            ModelError: it is missing, broken, or of another backbone (`provenance`).
+        """
         from peft import PeftModel
 
         if not (path / "adapter_config.json").exists():
@@ -143,6 +153,8 @@ class Policy:
                 f"no adapter in {path} (adapter_config.json is missing)",
                 "run `cahl sft` or `cahl train` first",
             )
+        if self.settings.check_adapters:
+            provenance.check_origin(path, self.settings.backbone, self.fingerprint)
         try:
             with held_signals():  # their exceptions vanish in the loader's C code
                 if self.adapters:
@@ -198,7 +210,8 @@ class Policy:
             self.model, adapter_name=name, save_embedding_layers=False
         )
         tensors = {k: v.detach().float().contiguous().cpu() for k, v in sorted(tensors.items())}
-        save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+        metadata = {"format": "pt", provenance.KEY: self.fingerprint}
+        save_file(tensors, path / "adapter_model.safetensors", metadata=metadata)
         config = self.model.peft_config[name]
         kept = (config.base_model_name_or_path, config.inference_mode, config.target_modules)
         # what depends on this machine or on hash order has no place in an artifact with a digest

@@ -63,6 +63,7 @@ def shard(policy: Policy, workers: Workers, *, decodes: bool = False) -> None:
             f"{type(policy.decoder).__name__} has no list of layers to shard",
             "train it unsharded: launch with configs/accelerate/ddp.yaml",
         )
+    _ = policy.fingerprint  # which adapters are saved with, and only whole weights have
     replicated = set(_replicated(policy))
     if decodes:
         policy.whole = {
