@@ -87,9 +87,8 @@ def _predict(
     tasks, tokenizer = inputs(root, settings)
     device = pick_device()
     process = resident_now() if device.type == "cpu" else 0
-    prediction = predict(
-        root, settings, tasks, tokenizer, process=process, steps=min(steps or STEPS, 4 * STEPS)
-    )
+    backbone, looked_at = root / "data/backbone", min(steps or STEPS, 4 * STEPS)
+    prediction = predict(backbone, settings, tasks, tokenizer, process=process, steps=looked_at)
     free = free_memory(device)
     if free is not None and device.type == "cpu":
         free += process

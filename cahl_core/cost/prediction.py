@@ -44,7 +44,7 @@ class Prediction:
 
 
 def predict(
-    root: Path,
+    backbone: Path,
     settings: Settings,
     tasks: Sequence[ToolTask],
     tokenizer: Any,
@@ -69,7 +69,7 @@ def predict(
     dtype = pick_dtype(settings.model.dtype, device)
     if settings.model.weights == "two_models":
         dtype = torch.float32
-    config = read_config(root / "data/backbone")
+    config = read_config(backbone)
     row, lengths = _longest_row(loads, settings)
     passes = trace_passes(config, settings.model, dtype, row, lengths)
     memory = predict_memory(

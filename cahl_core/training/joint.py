@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cahl_core.config import Settings
+from cahl_core.cost.forecast import memory_warnings
 from cahl_core.errors import ConfigError
 from cahl_core.files import atomic_dir, digest, sweep, tree_digest, write_json
 from cahl_core.policy.team import Team, load_trainable
@@ -48,6 +49,9 @@ def train(stage: StageRun, places: Places, resume: str = "auto") -> list[Row]:
     for file in split_files(places.prepared, "train"):
         stage.log_input(file, file.stem, "rl")
     dev = load_split(places.prepared, "dev")[: settings.train.evaluate_tasks]
+    if workers.is_main:
+        for warning in memory_warnings(places.backbone, settings, tasks, workers.device):
+            stage.log(f"warning: {warning}")
     with stage.phase("load"):
         team = load_trainable(places.backbone, places.start, settings.model, workers.device)
         shard_team(team, workers, decodes=not settings.train.rollouts.servers)

@@ -15,7 +15,7 @@ from small_project import make_project, random_start, small_settings
 from typer.testing import CliRunner
 
 from cahl_core.config import Settings
-from cahl_core.cost import report
+from cahl_core.cost import forecast, report
 from cahl_core.cost.allocations import Allocations
 from cahl_core.cost.calibration import Shape, Speed, calibrate
 from cahl_core.cost.peaks import cache_bytes, decoding_copy, shortage
@@ -43,10 +43,10 @@ def root(tmp_path: Path, tiny_backbone: Path) -> Path:
 def _predict(root: Path, settings: Settings, **options: Any) -> Prediction:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(root / "data/backbone"))
-    return predict(
-        root, settings, load_split(root / "data/prepared", "train"), tokenizer, **options
-    )
+    backbone = root / "data/backbone"
+    tokenizer = AutoTokenizer.from_pretrained(str(backbone))
+    tasks = load_split(root / "data/prepared", "train")
+    return predict(backbone, settings, tasks, tokenizer, **options)
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -187,6 +187,30 @@ def test_a_warning_comes_when_memory_is_short_and_names_what_helps(root: Path) -
     if phase == "update":
         assert any("model.gradient_checkpointing=true" in c for c in changes)
     assert any("warning" in line for line in report.lines(found, peak // 2))
+
+
+def test_training_says_so_before_it_starts(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = small_settings(steps=1)
+    joint.train(StageRun("train", root, settings), Places.of_project(root))
+    assert "may run out of memory" not in capsys.readouterr().err
+    monkeypatch.setattr(forecast, "free_memory", lambda device: 10_000)
+    monkeypatch.setattr(forecast, "resident_now", lambda: 0)
+    joint.train(StageRun("train", root, settings), Places.of_project(root), "never")
+    said = capsys.readouterr().err
+    assert "predicted to need" in said and "may run out of memory" in said
+    assert said.index("may run out of memory") < said.index("CAHL training")
+
+
+def test_the_quick_bound_is_above_what_is_traced(root: Path) -> None:
+    settings = small_settings()
+    found = _predict(root, settings)
+    config = read_config(root / "data/backbone")
+    longest = max(own.longest_row for load in found.steps for own in load.roles.values())
+    bound = forecast.generous(sizes(config, settings.model), config, longest)
+    assert bound.trained >= found.passes.trained
+    assert bound.scored >= found.passes.scored
 
 
 # --- time and comparison --------------------------------------------------------------------------

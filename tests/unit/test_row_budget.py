@@ -34,7 +34,8 @@ class Refusal:
         if too_long and self.within == "forward":
             self._refuse()
         scored = self.real(policy, row, *args)
-        if too_long and torch.is_grad_enabled():  # some of the adapter's gradients are added up by then
+        if too_long and torch.is_grad_enabled():
+            # some of the adapter's gradients are added up by then
             parameter = policy.parameters("planner")[2]
             handle = parameter.register_post_accumulate_grad_hook(lambda p: self._refuse())
             self.hooks = [*getattr(self, "hooks", []), handle]
