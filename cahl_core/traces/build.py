@@ -135,7 +135,7 @@ def _sampled(
     sample: Sample, failure: FailureTrace | None, reward: ExecutorReward | PlannerReward | None
 ) -> SampledTrace:
     done = sample.completion
-    return {
+    record: SampledTrace = {
         "text": done.text,
         "prompt_tokens": len(sample.prompt),
         "tokens": len(done.token_ids),
@@ -147,6 +147,9 @@ def _sampled(
         "void": sample.void,
         "parts": None if reward is None else reward.to_json(),
     }
+    if done.version is not None:
+        record["version"] = done.version
+    return record
 
 
 def _failure(parsed: object) -> FailureTrace | None:

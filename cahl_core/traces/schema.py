@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NotRequired
 
 # pydantic reads typing's own TypedDict from Python 3.12 on
 from typing_extensions import TypedDict
@@ -72,8 +72,10 @@ class SampledTrace(TypedDict):
     ``reward`` is what the advantage was computed from, ``parts`` the reward's parts before
     weighting and their ``total`` (``None`` where nothing was judged).
     ``void`` marks what was not sampled or what a broken environment cost: nothing learns from it.
+    ``version`` counts the updates behind the weights that a rollout server sampled with.
     """
 
+    version: NotRequired[int]
     text: str
     prompt_tokens: int
     tokens: int

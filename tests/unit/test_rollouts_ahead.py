@@ -15,6 +15,7 @@ import pytest
 from rollout_servers import ROOT, ServerProcess
 from served_runs import adapters, paid, root, same_bytes, served, server, train
 
+from cahl_core.traces.record import read_traces
 from cahl_core.training.trainer import Trainer
 
 __all__ = ["paid", "root", "server"]
@@ -36,6 +37,7 @@ def test_rollouts_are_at_most_so_many_updates_old_and_their_weights_are_known(
     rows = train(root, **AHEAD, rollouts=served(server, asynchronous=True, max_staleness=most))
     assert [row["rollouts/staleness_mean"] for row in rows] == ages
     assert [row["rollouts/staleness_max"] for row in rows] == ages
+    assert versions(root) == [step - age for step, age in enumerate(ages)]
     # the sampler's numbers are those of the older weights: the gap is what importance weights are for
     gaps = [row["planner/logprob_gap_max"] for row in rows]
     assert gaps[0] < 1e-4 < min(gaps[1:])
@@ -90,8 +92,12 @@ def test_what_was_in_flight_is_sampled_anew_where_its_weights_are_gone(
     assert traced(root) == tasks
 
 
+def versions(root: Path) -> list[int]:
+    """What the traces say that each step's first plan was sampled with (one task a step)."""
+    found = read_traces(root)
+    return [r["plans"][0]["sample"]["version"] for r in found]
+
+
 def traced(root: Path) -> list[str]:
     """The tasks that were learnt from, in order."""
-    files = sorted((root / ".cahl/traces/train").glob("*.jsonl"))
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return [line["task"]["id"] for line in lines]
+    return [record["task"]["id"] for record in read_traces(root)]
