@@ -26,6 +26,7 @@ root = Path(sys.argv[1])
 world, rows = process_jobs.train(root)
 seen = {
     "world": world,
+    "sharded": Workers().sharded,
     "rows": rows,
     "addresses": asked("hostname", "-I"),
     "namespace": "".join(asked("ip", "netns", "identify")),

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cahl_core.files import read_json
-
 sys.path.insert(0, str(Path(__file__).parent))
 
 import process_jobs as jobs
-from worlds import UNIT, run_world, same_rows, same_weights
+from worlds import run_world, same_rows, same_weights
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAIN: dict[str, Any] = {
     "tasks_per_step": 3,
     "curriculum": {"kind": "capability"},
@@ -44,22 +39,3 @@ def test_several_processes_train_what_one_trains(
     for _, theirs in seen:
         same_rows(rows, theirs)
     same_weights(one / "models/cahl", many / "models/cahl")
-
-
-def test_torchrun_needs_no_setting_to_make_one_world_on_cpus(
-    tmp_path: Path, tiny_backbone: Path
-) -> None:
-    """Accelerate alone would make two worlds of one."""
-    root = jobs.prepare(tmp_path, tiny_backbone, {"train": {"steps": 1, "evaluate_tasks": 0}})
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    worker = str(Path(__file__).with_name("processes_worker.py"))
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{UNIT}:{ROOT}"}
-    done = subprocess.run(
-        [*command, worker, str(root)],
-        env={k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [read_json(root / f"seen-{rank}.json")["world"] for rank in (0, 1)] == [2, 2]
