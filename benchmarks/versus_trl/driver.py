@@ -36,6 +36,9 @@ POINTS = {
     "short-8": Point(prompt=256, samples=8, tokens=64),
     "shortest-8": Point(prompt=64, samples=8, tokens=64),
     "joint": Point(prompt=1000, tokens=64, plans=4, sub_tasks=2, samples=2),
+    "joint-trial": Point(  # seconds, to see that it runs
+        prompt=200, tokens=12, plans=2, sub_tasks=2, samples=2, tools=150, sub_task=20, call=8
+    ),
 }
 DEFAULT = ("long-8", "long-32", "long-8-100", "short-8", "joint")
 UPDATES = {
@@ -152,7 +155,7 @@ def measure(
     write_json(options.out, result)
 
 
-def settings_of(result: dict[str, Any], name: str, arm: str, point: Point) -> TrlSettings | None:
+def settings_of(result: dict[str, Any], name: str, arm: str) -> TrlSettings | None:
     """The best that tuning found for this point, else for the nearest main point, else the default."""
     if arm == "ours":
         return None
