@@ -41,6 +41,12 @@ def plan_run(
     again: Annotated[
         bool, typer.Option("--again", help="Measure even where a measurement is kept.")
     ] = False,
+    signal: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of groups with a signal: only these are trained on."
+        ),
+    ] = 1.0,
     against: Annotated[
         Path | None,
         typer.Option(help="Compare with a run's .cahl/reports/train_steps.jsonl."),
@@ -60,7 +66,7 @@ def plan_run(
 
         rows = read_rows(against) if against else None
         steps = len(rows) if rows else None
-        prediction, free = _predict(root, settings, calibrated, again, steps)
+        prediction, free = _predict(root, settings, calibrated, again, signal, steps)
         found = compare(prediction, rows) if rows else None
         if as_json:
             import json
@@ -74,21 +80,30 @@ def plan_run(
 
 
 def _predict(
-    root: Path, settings: Settings, calibrated: bool, again: bool, steps: int | None
+    root: Path,
+    settings: Settings,
+    calibrated: bool,
+    again: bool,
+    signal: float,
+    steps: int | None,
 ) -> tuple[Prediction, int | None]:
     from dataclasses import replace
+
+    import mlflow  # noqa: F401  as in a run, whose libraries take memory too
 
     from cahl_core.cost.calibration import calibrate
     from cahl_core.cost.prediction import STEPS, calibration_shape, predict, predict_seconds
     from cahl_core.memory import free_memory, resident_now
     from cahl_core.policy.backbone import pick_device
-    from cahl_core.training import joint  # noqa: F401  what a run has loaded takes memory too
+    from cahl_core.training import joint  # noqa: F401
 
     tasks, tokenizer = inputs(root, settings)
     device = pick_device()
     process = resident_now() if device.type == "cpu" else 0
     backbone, looked_at = root / "data/backbone", min(steps or STEPS, 4 * STEPS)
-    prediction = predict(backbone, settings, tasks, tokenizer, process=process, steps=looked_at)
+    prediction = predict(
+        backbone, settings, tasks, tokenizer, signal=signal, process=process, steps=looked_at
+    )
     free = free_memory(device)
     if free is not None and device.type == "cpu":
         free += process
@@ -96,7 +111,8 @@ def _predict(
         shape = calibration_shape(prediction.steps, settings)
         print("measuring this machine's speed, unless it is known …", file=sys.stderr)
         speed = calibrate(root, settings, shape, again=again)
-        prediction = replace(prediction, seconds=predict_seconds(prediction.steps, settings, speed))
+        seconds = predict_seconds(prediction.steps, settings, speed, signal)
+        prediction = replace(prediction, seconds=seconds, speed=speed)
     return prediction, free
 
 

@@ -36,6 +36,8 @@ class Prediction:
     seconds: dict[str, float]
     steps: list[StepLoad]
     too_long: int
+    speed: Speed | None = None
+    signal: float = 1.0
 
     @property
     def total_seconds(self) -> float:
@@ -50,6 +52,7 @@ def predict(
     tokenizer: Any,
     *,
     speed: Speed | None = None,
+    signal: float = 1.0,
     process: int = 0,
     steps: int = STEPS,
     alike: bool = False,
@@ -57,6 +60,7 @@ def predict(
     """Predicts a run of one process; without ``speed`` there are no seconds.
 
     Args:
+        signal: share of the groups that have a signal, which are those the update trains on.
         process: bytes that the process holds without a model.
         steps: that are looked at; the run's means are theirs.
         alike: `predict_steps`.
@@ -76,18 +80,22 @@ def predict(
         settings, sizes(config, settings.model), passes, loads, dtype, device, process=process
     )
     by_role = {r: _means([load.roles[r] for load in loads]) for r in loads[0].roles}
+    for own in by_role.values():
+        own["packed"] *= signal
     tokens = {name: sum(own[name] for own in by_role.values()) for name in COUNTS}
     tokens["reference"] = sum(
         own["packed"] for r, own in by_role.items() if getattr(settings.train, r).kl_weight
     )
-    seconds = predict_seconds(loads, settings, speed) if speed else {}
+    seconds = predict_seconds(loads, settings, speed, signal) if speed else {}
     too_long = sum(own.too_long for load in loads for own in load.roles.values())
     named = {str(role): own for role, own in by_role.items()}
-    return Prediction(settings, tokens, named, memory, passes, seconds, loads, too_long)
+    return Prediction(
+        settings, tokens, named, memory, passes, seconds, loads, too_long, speed, signal
+    )
 
 
 def predict_seconds(
-    loads: Sequence[StepLoad], settings: Settings, speed: Speed
+    loads: Sequence[StepLoad], settings: Settings, speed: Speed, signal: float = 1.0
 ) -> dict[str, float]:
     """Mean seconds per step by phase; ``reference`` is part of ``update``, as in the log."""
     phases = dict.fromkeys(("prefill", "decode", "reference", "update"), 0.0)
@@ -96,14 +104,23 @@ def predict_seconds(
             phases["prefill"] += own.encoded * speed.encode
             phases["decode"] += len(own.batches) * settings.max_tokens(role) * speed.step
             phases["decode"] += own.sampled * speed.row + speed.merge
-            kl = bool(getattr(settings.train, role).kl_weight)
-            phases["reference"] += kl * own.packed * speed.score
-            epochs = settings.train.inner_epochs
-            phases["update"] += own.packed * (kl * speed.score + epochs * speed.train)
+            packed = signal * own.packed
+            phases["reference"] += scoring(role, settings, speed) * packed
+            phases["update"] += training(role, settings, speed) * packed
     means = {name: value / len(loads) for name, value in phases.items()}
     means["rollout"] = means["prefill"] + means["decode"]
     means["step"] = means["rollout"] + means["update"]
     return means
+
+
+def scoring(role: str, settings: Settings, speed: Speed) -> float:
+    """Seconds per packed token of the reference's passes."""
+    return speed.score if getattr(settings.train, role).kl_weight else 0.0
+
+
+def training(role: str, settings: Settings, speed: Speed) -> float:
+    """Seconds per packed token of a whole update, the reference's passes included."""
+    return scoring(role, settings, speed) + settings.train.inner_epochs * speed.train
 
 
 def calibration_shape(loads: Sequence[StepLoad], settings: Settings) -> Shape:

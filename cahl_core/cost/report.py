@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cahl_core.cost.peaks import gib, shortage
-from cahl_core.cost.prediction import Prediction
+from cahl_core.cost.prediction import Prediction, training
 from cahl_core.cost.workload import ASSUMPTIONS
 from cahl_core.errors import DataError
 from cahl_core.files import read_jsonl
@@ -37,8 +37,14 @@ def as_json(prediction: Prediction, free: int | None) -> dict[str, Any]:
         "seconds_per_step": prediction.seconds,
         "seconds_in_all": prediction.total_seconds,
         "warnings": warnings(prediction, free),
-        "assumptions": list(ASSUMPTIONS),
+        "assumptions": list(assumptions(prediction)),
     }
+
+
+def assumptions(prediction: Prediction) -> Iterator[str]:
+    """What a prediction rests on."""
+    yield from ASSUMPTIONS
+    yield f"{prediction.signal:.0%} of the groups have a signal and are trained on (--signal)"
 
 
 def warnings(prediction: Prediction, free: int | None) -> list[str]:
@@ -79,7 +85,7 @@ def lines(prediction: Prediction, free: int | None) -> Iterator[str]:
             yield f"  {name:<10}{prediction.seconds[name]:>10.2f}"
         yield f"  whole run: {_duration(prediction.total_seconds)}"
     yield "\nassumed"
-    yield from (f"  {sentence}" for sentence in ASSUMPTIONS)
+    yield from (f"  {sentence}" for sentence in assumptions(prediction))
     yield from (f"warning: {sentence}" for sentence in warnings(prediction, free))
 
 
@@ -153,7 +159,21 @@ def against(
     for phase in TIMES if prediction.seconds else ():
         measured = statistics.median(row[f"seconds/{phase}"] for row in rows)
         put(f"seconds/{phase}", prediction.seconds[phase], measured)
+    if prediction.speed:
+        put("seconds/update of these tokens", *_update_of(rows, prediction))
     return found
+
+
+def _update_of(rows: Sequence[Mapping[str, float]], prediction: Prediction) -> tuple[float, float]:
+    """Seconds of the update that the measured speed gives the tokens trained on, and the run's."""
+    speed, settings = prediction.speed, prediction.settings
+    assert speed is not None
+    spent = [
+        row.get(f"{role}/packed_tokens", 0.0) * training(role, settings, speed)
+        for row in rows
+        for role in prediction.by_role
+    ]
+    return sum(spent) / len(rows), statistics.fmean(row["seconds/update"] for row in rows)
 
 
 def comparison(found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:

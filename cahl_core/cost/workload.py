@@ -26,7 +26,6 @@ from cahl_core.training.examples import examples
 ASSUMPTIONS = (
     "plans have the gold plan's sub-tasks, each plan in words of its own",
     "completions are as long as the gold targets (bound: as long as max_tokens allows)",
-    "every group has a signal, so every completion is trained on",
 )
 
 

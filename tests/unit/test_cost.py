@@ -18,7 +18,7 @@ from cahl_core.config import Settings
 from cahl_core.cost import forecast, report
 from cahl_core.cost.allocations import Allocations
 from cahl_core.cost.calibration import Shape, Speed, calibrate
-from cahl_core.cost.peaks import cache_bytes, decoding_copy, shortage
+from cahl_core.cost.peaks import Memory, cache_bytes, decoding_copy, shortage
 from cahl_core.cost.prediction import Prediction, predict, predict_seconds
 from cahl_core.cost.skeleton import read_config, sizes, trace_passes
 from cahl_core.policy.backbone import Policy
@@ -226,6 +226,24 @@ def test_seconds_add_up_from_the_measured_speeds(root: Path) -> None:
     seconds = predict_seconds(found.steps, settings, speed)
     assert seconds["update"] == pytest.approx(5 * found.tokens["packed"])
     assert seconds["reference"] == pytest.approx(2 * found.tokens["packed"])
+
+
+def test_groups_without_signal_cost_no_update(root: Path) -> None:
+    settings = small_settings()
+    speed = Speed(encode=1.0, step=1.0, row=1.0, score=2.0, train=3.0, merge=1.0)
+    whole, half = (_predict(root, settings, speed=speed, signal=s) for s in (1.0, 0.5))
+    assert half.tokens["packed"] == whole.tokens["packed"] / 2
+    assert half.tokens["reference"] == whole.tokens["reference"] / 2
+    assert half.seconds["update"] == pytest.approx(whole.seconds["update"] / 2)
+    assert half.seconds["rollout"] == whole.seconds["rollout"]
+    assert half.memory == whole.memory
+
+
+def test_on_a_cpu_later_phases_need_no_less_than_earlier_ones() -> None:
+    adds = {"rollout": {"caches": 5}, "reference": {"activations": 1}, "update": {"activations": 7}}
+    stays = {"backbone": 10}
+    assert [Memory(stays, adds, True).peak(p) for p in adds] == [15, 15, 17]
+    assert [Memory(stays, adds, False).peak(p) for p in adds] == [15, 11, 17]
 
 
 def test_speed_is_measured_once(root: Path) -> None:
