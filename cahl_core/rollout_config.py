@@ -42,10 +42,10 @@ class RolloutSettings(BaseModel):
         900.0, gt=0, description="seconds without any answer from any server that end training"
     )
     max_gap: float = Field(
-        0.1,
+        0.2,
         gt=0,
         description="mean difference, in nats per token, allowed between a server's log-probabilities "
-        "and ours when training starts; more means other weights, or raw log-probabilities",
+        "and ours when training starts: bfloat16 rounds by some hundredths, other weights differ more",
     )
     retokenise: bool = Field(
         False,

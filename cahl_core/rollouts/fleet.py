@@ -17,10 +17,14 @@ from cahl_core.rollouts.pool import START, Server, ServerPool
 from cahl_core.rollouts.publish import Published
 
 OURS = "cahl"
-LOADING = (
+SEEN = (
+    "the server has to see that directory (train.rollouts.adapters, adapters_there) and to have the "
+    "backbone of training; "
+)
+LOADING_HERE = SEEN + "--adapters-dir and --backbone of `cahl serve-rollouts`"
+LOADING_THERE = SEEN + (
     "vLLM: VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora, --max-lora-rank of at least "
-    "model.lora.rank; every server has to see the directory (train.rollouts.adapters, "
-    "adapters_there; --adapters-dir of `cahl serve-rollouts`)"
+    "model.lora.rank"
 )
 
 
@@ -74,10 +78,10 @@ class Fleet:
                 server.client.load_adapter(name, published.paths[name])
             except RefusedError as error:
                 if "already" not in error.message:
-                    raise _not_loaded(server, published.paths[name], error.what) from error
+                    raise self._not_loaded(server, published.paths[name], error.what) from error
             except UnavailableError as error:
                 if error.status == 500:  # how vLLM says that an adapter does not fit
-                    raise _not_loaded(server, published.paths[name], str(error)) from error
+                    raise self._not_loaded(server, published.paths[name], str(error)) from error
                 raise
             server.loaded.add(name)
             self._versions[name] = published.version
@@ -143,6 +147,8 @@ class Fleet:
             )
         return found
 
-
-def _not_loaded(server: Server, path: str, said: str) -> RolloutServerError:
-    return RolloutServerError(f"{server.url} does not load the adapter in {path}: {said}", LOADING)
+    def _not_loaded(self, server: Server, path: str, said: str) -> RolloutServerError:
+        return RolloutServerError(
+            f"{server.url} does not load the adapter in {path}: {said}",
+            LOADING_HERE if self.is_ours(server) else LOADING_THERE,
+        )

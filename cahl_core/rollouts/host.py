@@ -211,6 +211,7 @@ class Host:
             self.policy.add_adapter(name, path)
         except CahlError:
             if name in self.policy.model.peft_config:  # half of it may be there
+                self.policy.activate(BACKBONE_ONLY)
                 self.policy.remove_adapter(name)
             raise
         if self._adapted() != self._layers:  # it adapts matrices that none did before
@@ -222,6 +223,7 @@ class Host:
         if name not in self.loaded:
             raise UnknownModelError(name)
         del self.loaded[name]
+        self.policy.activate(BACKBONE_ONLY)
         self.policy.remove_adapter(name)
         self._engine.weights_changed()
 

@@ -16,6 +16,7 @@ from served_runs import adapters, paid, root, same_bytes, served, server, train
 from small_project import SMALL, small_settings
 
 from cahl_core.errors import ConfigError, RolloutServerError
+from cahl_core.policy.logprobs import sequence_logprobs
 from cahl_core.rollouts.client import OpenAIClient
 from cahl_core.rollouts.fleet import Fleet
 from cahl_core.rollouts.pool import ServerPool
@@ -144,6 +145,10 @@ def test_another_backbone_is_refused_before_anything_is_sampled(
     make_tokenizer(other)
     make_model(other, seed=5)
     with serving(other, SMALL["model"]) as server:
+        with pytest.raises(RolloutServerError, match="was trained on other weights"):
+            train(root, rollouts={"servers": [server.url]})
+    trusting = {**SMALL["model"], "check_adapters": False}  # as a server that is not ours
+    with serving(other, trusting) as server:
         with pytest.raises(RolloutServerError, match="does not sample from our weights"):
             train(root, rollouts={"servers": [server.url]})
 
@@ -161,19 +166,29 @@ def test_an_adapter_of_another_shape_is_refused_with_the_servers_words(
     assert server.url in str(caught.value)
 
 
-def test_raw_log_probabilities_are_noticed(root: Path, tiny_backbone: Path, paid: None) -> None:
+def test_raw_log_probabilities_are_noticed_however_close(
+    root: Path, tiny_backbone: Path, paid: None
+) -> None:
     """What a server without processed log-probabilities reports: those at temperature 1."""
     with serving(tiny_backbone, SMALL["model"]) as server:
-        real = server.engine.complete
+        real, policy = server.engine.complete, server.engine.policy
 
         def raw(prompt: Any, seed: str, kind: Any) -> Any:
             found = real(prompt, seed, kind)
-            return [replace(c, logprobs=[0.5 * x for x in c.logprobs]) for c in found]
+            ids = [c.token_ids for c in found]
+            with policy.using(kind.adapter):
+                scored = sequence_logprobs(policy, [prompt] * len(found), ids, budget=900)
+            pairs = zip(found, scored, strict=True)
+            return [replace(c, logprobs=values.tolist()) for c, values in pairs]
 
         server.engine.complete = raw
-        planner = {"max_tokens": 24, "temperature": 0.5}
-        with pytest.raises(RolloutServerError, match="--logprobs-mode processed_logprobs"):
-            train(root, planner=planner, rollouts={"servers": [server.url]})
+        planner = {"max_tokens": 24, "temperature": 0.9}
+        rollouts = {"servers": [server.url], "max_gap": 50}
+        with pytest.raises(RolloutServerError, match="unscaled logits") as caught:
+            train(root, planner=planner, rollouts=rollouts)
+        assert "--logprobs-mode processed_logprobs" in str(caught.value)
+        server.engine.complete = real
+        train(root, planner=planner, rollouts=rollouts)
 
 
 def test_a_server_that_comes_back_with_another_backbone_ends_the_run(
