@@ -29,7 +29,7 @@ def plot_steps(result: Json, path: Path) -> None:
 
     points = result["points"]
     figure, axes = pyplot.subplots(
-        1, len(points), figsize=(2.6 * len(points) + 0.6, 3.4), squeeze=False
+        1, len(points), figsize=(max(6.0, 2.4 * len(points) + 0.6), 3.4), squeeze=False
     )
     for axis, (name, point) in zip(axes[0], points.items(), strict=True):
         for place, (arm, entry) in enumerate(point["arms"].items()):
@@ -74,7 +74,7 @@ def plot_scaling(result: Json, path: Path) -> None:
                 middle = statistics.median(steps)
                 series.setdefault(kind, {}).setdefault(arm, []).append((int(value), middle))
     figure, axes = pyplot.subplots(
-        1, len(series), figsize=(3.6 * len(series), 3.2), squeeze=False, sharey=True
+        1, len(series), figsize=(max(6.0, 3.4 * len(series)), 3.6), squeeze=False, sharey=True
     )
     for axis, (kind, arms) in zip(axes[0], series.items(), strict=True):
         for arm, values in arms.items():
@@ -85,12 +85,15 @@ def plot_scaling(result: Json, path: Path) -> None:
         axis.set_yscale("log")
         axis.set_xticks(sorted({v for a in arms.values() for v, _ in a}))
         axis.get_xaxis().set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        axis.get_yaxis().set_minor_formatter(matplotlib.ticker.ScalarFormatter())
         axis.set_xlabel(AXES[kind])
         axis.grid(alpha=0.3, which="both")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("seconds per step")
-    axes[0][0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    axes[0][0].get_yaxis().set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    handles = [pyplot.Line2D([], [], color=c, marker="o") for c in COLOURS.values()]
+    figure.legend(handles, LABELS.values(), loc="lower center", ncols=3, frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     _save(figure, path)
 
 

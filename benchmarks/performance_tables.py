@@ -97,14 +97,16 @@ def steps_table(result: Json) -> list[str]:
     """A row per point and arm: the step, its phases, rates, memory, ratio."""
     lines = [
         "| point | arm | step | generation | scoring | update | sampled tok/s | trained tok/s "
-        "| peak memory | CAHL is faster by |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| peak memory | steps | CAHL is faster by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, point in result.get("points", {}).items():
         found = {arm: summary(entry) for arm, entry in point["arms"].items()}
         ours = found.get("ours")
         for arm, data in found.items():
             if data is None:
+                why = "failed" if "failed" in point["arms"][arm] else "no step yet"
+                lines.append(f"| {_label(name, point)} | {NAMES[arm]} | {why} {'| ' * 9}")
                 continue
             ratio = f"{data['total'] / ours['total']:.1f} ×" if ours and arm != "ours" else ""
             seconds = data["seconds"]
@@ -114,7 +116,7 @@ def steps_table(result: Json) -> list[str]:
                 f"({_seconds(data['range'][0])} – {_seconds(data['range'][1])}) "
                 f"| {_seconds(seconds['generation'])} | {_seconds(scoring)} "
                 f"| {_seconds(seconds['update'])} | {data['sampled']:.0f} | {data['trained']:.0f} "
-                f"| {data['peak'] / 1e9:.1f} GB | {ratio} |"
+                f"| {data['peak'] / 1e9:.1f} GB | {data['steps']} in {data['repeats']} | {ratio} |"
             )
     return [*lines, "", *_conditions(result)]
 
@@ -272,9 +274,6 @@ def _conditions(result: Json) -> list[str]:
     lines: dict[str, list[str]] = {}
     for name, point in result.get("points", {}).items():
         machine = point["machine"]
-        counted = [summary(e) for e in point["arms"].values()]
-        counts = sorted({(s["steps"], s["repeats"]) for s in counted if s})
-        steps = ", ".join(f"{s} steps in {r} repeats" for s, r in counts)
         versions: Json = {}
         for entry in point["arms"].values():
             versions |= entry.get("versions", {})
@@ -282,7 +281,7 @@ def _conditions(result: Json) -> list[str]:
         where = (
             f"commit {point['commit']}{' with changes' if point['modified'] else ''}, "
             f"{machine['processor']}, {machine['threads']} threads, load {machine['load']:.1f} at the "
-            f"start; medians of {steps}; {pins}"
+            f"start; {pins}"
         )
         lines.setdefault(where, []).append(name)
     return [f"{', '.join(names)}: {where}." for where, names in lines.items()]

@@ -129,7 +129,8 @@ def distance(
     middle = {name: statistics.median(values) for name, values in times.items()}
     step = (middle["all_tokens"] - middle["one_token"]) / (options.tokens - 1)
     cache = _cache_bytes(arm, options)
-    reading = (weights + cache) / peaks["bandwidth_weights"] / 1e9
+    fastest = max(peaks["bandwidth_weights"], peaks["bandwidth_large"])
+    reading = (weights + cache) / fastest / 1e9
     flops = _flops(arm, options)
     found = {
         "decoding step": {"seconds": step, "limit": reading, "bytes": weights + cache},

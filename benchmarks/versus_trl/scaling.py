@@ -70,6 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--theirs-every", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--loss", default="grpo")
@@ -84,15 +85,12 @@ def _options() -> argparse.Namespace:
 
 
 def _complete(entry: dict[str, Any] | None, options: argparse.Namespace) -> bool:
-    """Whether every arm asked for has every step, of every repeat."""
+    """Whether this point was measured to its end, with every arm that is asked for."""
     if entry is None or "after" not in entry["limits"]:
         return False
-    arms = entry["arms"]
-    return all(
-        arm in arms and [len(r) >= options.steps for r in arms[arm]["repeats"]].count(True)
-        >= options.repeats
-        for arm in options.arms
-    )  # fmt: skip
+    steps = [len(r) for r in entry["arms"].get("ours", {}).get("repeats", [])]
+    enough = len(steps) >= options.repeats and min(steps, default=0) >= options.steps
+    return enough and all(arm in entry["arms"] for arm in options.arms)
 
 
 if __name__ == "__main__":
