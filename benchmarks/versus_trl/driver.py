@@ -54,6 +54,7 @@ CACHES: dict[str, dict[str, Any]] = {  # of continuous batching; the update is g
     "pages of 32": {"page_size": 32},
     "pages of 8": {"page_size": 8},
     "pages of 256": {"page_size": 256},
+    "transformers' own size": {"max_memory_percent": 0.5},
 }
 
 

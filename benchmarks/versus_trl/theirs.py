@@ -152,6 +152,8 @@ class Theirs:
     def _cache(self, batch: Batch) -> dict[str, Any]:
         """A cache sized for the batch, and a prefill of one prompt at a time, whose full pages the
         other samples of the prompt then share."""
+        if "max_memory_percent" in self.chosen["continuous"]:  # transformers sizes it
+            return dict(self.chosen["continuous"])
         longest = max(map(len, batch.prompts))
         chosen = {"page_size": 32, "max_batch_tokens": max(longest, batch.rows)}
         chosen |= self.chosen["continuous"]
