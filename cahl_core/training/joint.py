@@ -89,7 +89,8 @@ def run_key(settings: Settings, places: Places) -> str:
     return digest(
         [
             own,
-            settings.model.model_dump(mode="json"),
+            # checkpointed or not, gradients are the same: who ran out of memory goes on with it
+            settings.model.model_dump(mode="json", exclude={"gradient_checkpointing"}),
             settings.seed,
             [tree_digest(file) for file in split_files(places.prepared, "train")],
             [tree_digest(file) for file in split_files(places.prepared, "dev")],

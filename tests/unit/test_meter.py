@@ -93,3 +93,14 @@ def test_a_task_that_leaves_no_room_is_named(root: Path, form: str) -> None:
         joint.train(StageRun("train", root, settings), Places.of_project(root))
     assert "prepare.max_prompt_tokens=" in error.value.hint
     assert small_task(0).id == "t0"
+
+
+def test_gradient_checkpointing_can_be_turned_on_for_a_run_that_was_begun_without(
+    root: Path,
+) -> None:
+    places = Places.of_project(root)
+    plain, checkpointed, other = (
+        joint.run_key(small_settings(model=model), places)
+        for model in ({}, {"gradient_checkpointing": True}, {"max_context": 1400})
+    )
+    assert plain == checkpointed != other
