@@ -88,13 +88,13 @@ def pool_of(*urls: str, capacity: int = 4, patience: float = 20, timeout: float 
     return ServerPool(clients, capacity=capacity, give_up_after=patience)
 
 
-def ask_all(pool: ServerPool, count: int) -> list[str]:
+def ask_all(pool: ServerPool, count: int, threads: int | None = None) -> list[str]:
     def job(number: int) -> Any:
         return lambda stop: pool.run(
             lambda s: str(s.client.completions({"prompt": str(number)})["choices"][0]["text"]), stop
         )
 
-    return run_all([job(n) for n in range(count)], pool.capacity)
+    return run_all([job(n) for n in range(count)], threads or pool.capacity)
 
 
 # --- failures -------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_no_more_requests_are_under_way_than_allowed() -> None:
         return good()
 
     with faulty(takes_time) as server:
-        assert ask_all(pool_of(server.url, capacity=3), 30) == ["x"] * 30
+        assert ask_all(pool_of(server.url, capacity=3), 30, threads=9) == ["x"] * 30
         assert server.most == 3
 
 
