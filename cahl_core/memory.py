@@ -65,19 +65,29 @@ class Gauge(Protocol):
 
 
 class CudaGauge:
-    """Memory of this process's tensors on the current CUDA device, by torch's own count."""
+    """Memory of this process's tensors on the current CUDA device, by torch's own count.
+
+    0 until the process uses the device; asking does not make it.
+    """
 
     source = "cuda: torch.cuda.max_memory_allocated"
 
     def reset(self) -> None:
         import torch
 
-        torch.cuda.reset_peak_memory_stats()
+        if _uses_cuda():
+            torch.cuda.reset_peak_memory_stats()
 
     def peak(self) -> int:
         import torch
 
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() if _uses_cuda() else 0
+
+
+def _uses_cuda() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 class ResidentGauge:
