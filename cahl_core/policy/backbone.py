@@ -210,8 +210,8 @@ class Policy:
             self.model, adapter_name=name, save_embedding_layers=False
         )
         tensors = {k: v.detach().float().contiguous().cpu() for k, v in sorted(tensors.items())}
-        metadata = {"format": "pt", provenance.KEY: self.fingerprint}
-        save_file(tensors, path / "adapter_model.safetensors", metadata=metadata)
+        save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+        provenance.write_origin(path, self.settings.backbone, self.fingerprint)
         config = self.model.peft_config[name]
         kept = (config.base_model_name_or_path, config.inference_mode, config.target_modules)
         # what depends on this machine or on hash order has no place in an artifact with a digest

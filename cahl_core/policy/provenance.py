@@ -2,7 +2,8 @@
 
 Two backbones of one architecture have equal shapes, so an adapter of the base model loads on the
 instruct model without a word and only the results are bad. Adapters therefore carry a fingerprint of
-the weights they were trained on, in the metadata of their safetensors file.
+the weights they were trained on, in a file of their own: the metadata of safetensors with several entries
+are written in random order, and artifacts have digests.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ import torch
 from torch import nn
 
 from cahl_core.errors import ModelError
-from cahl_core.files import read_json
+from cahl_core.files import read_json, write_json
 
-KEY = "backbone_fingerprint"
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ORIGIN, CONFIG = "backbone.json", "adapter_config.json"
 VALUES = 64  # of every tensor: fine-tuning changes all of them, reading more would take seconds
 OVERRIDE = "if it is the same model under another name, set model.check_adapters=false"
 
@@ -54,8 +54,8 @@ def check_origin(path: Path, backbone: str, own: str) -> None:
         ModelError: the fingerprints differ, or, where the adapter has none (it is not of this
             program), the names of the models do.
     """
-    recorded = _metadata(path / WEIGHTS).get(KEY)
-    name = str(_config(path).get("base_model_name_or_path") or "")
+    recorded = _read(path / ORIGIN).get("fingerprint")
+    name = str(_read(path / CONFIG).get("base_model_name_or_path") or "")
     if recorded is not None and recorded != own:
         raise ModelError(
             f"the adapter in {path} was trained on other weights than these (on {name or 'unknown'}, "
@@ -69,18 +69,13 @@ def check_origin(path: Path, backbone: str, own: str) -> None:
         )
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError):
-        return {}  # whoever loads it says what is wrong with it
+def write_origin(path: Path, backbone: str, own: str) -> None:
+    """What `check_origin` reads, beside the adapter's weights."""
+    write_json(path / ORIGIN, {"backbone": backbone, "fingerprint": own})
 
 
-def _config(path: Path) -> dict[str, Any]:
-    found = read_json(path / CONFIG)
+def _read(path: Path) -> dict[str, Any]:
+    found = read_json(path) if path.exists() else {}
     return found if isinstance(found, dict) else {}
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from small_project import small_settings
+from small_project import file_sums, small_settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cahl_core.errors import ModelError
@@ -43,8 +42,7 @@ def adapter(tiny_backbone: Path, tmp_path: Path) -> Path:
 
 def _without_fingerprint(adapter: Path, name: str | None) -> None:
     """As other programs write adapters."""
-    file = adapter / "adapter_model.safetensors"
-    save_file(load_file(file), file, metadata={"format": "pt"})
+    (adapter / "backbone.json").unlink()
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = name
     (adapter / "adapter_config.json").write_text(json.dumps(config))
@@ -79,3 +77,11 @@ def test_without_a_fingerprint_another_name_is_refused(tiny_backbone: Path, adap
     with pytest.raises(ModelError, match="belongs to Owner/tiny-chat"):
         _policy(tiny_backbone).add_adapter("planner", adapter)
     _policy(tiny_backbone, check_adapters=False).add_adapter("planner", adapter)
+
+
+def test_saving_twice_writes_the_same_bytes(tiny_backbone: Path, tmp_path: Path) -> None:
+    policy = _policy(tiny_backbone)
+    policy.new_adapter("planner", 0)
+    for name in ("first", "second"):
+        policy.save_adapter("planner", tmp_path / name)
+    assert file_sums(tmp_path / "first") == file_sums(tmp_path / "second")
