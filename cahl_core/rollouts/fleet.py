@@ -94,6 +94,8 @@ class Fleet:
     def unload(self, unused: Callable[[str, int], bool]) -> None:
         """Unloads our adapters for which ``unused(name, version)``; a server that is away is left out."""
         for server in self.pool.servers:
+            if server.failures:  # it may take long to say nothing
+                continue
             for name in sorted(server.loaded & self._versions.keys()):
                 if unused(name, self._versions[name]):
                     with suppress(UnavailableError, RefusedError):

@@ -27,12 +27,13 @@ SAMPLED = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("history", ["teacher_forced", "free_running"])
 def test_a_run_over_a_server_is_the_run_of_this_process(
-    root: Path, server: ServerProcess, paid: None
+    root: Path, server: ServerProcess, paid: None, history: str
 ) -> None:
-    local = train(root)
+    local = train(root, history=history)
     before = adapters(root)
-    there = train(root, rollouts=served(server))
+    there = train(root, history=history, rollouts=served(server))
     for name in SAMPLED:
         assert [row[name] for row in there] == [row[name] for row in local], name
     for key, tensor in adapters(root).items():
