@@ -21,6 +21,7 @@ from cahl_core.cost.calibration import Shape, Speed, calibrate
 from cahl_core.cost.peaks import Memory, cache_bytes, decoding_copy, shortage
 from cahl_core.cost.prediction import Prediction, predict, predict_seconds
 from cahl_core.cost.skeleton import read_config, sizes, trace_passes
+from cahl_core.policy.attention import PACKED
 from cahl_core.policy.backbone import Policy
 from cahl_core.policy.engine import Engine
 from cahl_core.policy.logprobs import packed_rows, row_logprobs
@@ -78,15 +79,17 @@ def _gold_plans_of_full_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cahl_core.training.trainer.training_samples", everyone)
 
 
-@pytest.mark.parametrize("row_tokens", [900, 1400])
+@pytest.mark.parametrize(("row_tokens", "rows", "batch"), [(900, 2048, 32768), (1400, 300, 5000)])
 def test_tokens_are_those_that_a_run_encodes_samples_and_trains(
-    root: Path, monkeypatch: pytest.MonkeyPatch, row_tokens: int
+    root: Path, monkeypatch: pytest.MonkeyPatch, row_tokens: int, rows: int, batch: int
 ) -> None:
+    budgets = {**Engine.__init__.__kwdefaults__, "row_tokens": rows, "batch_tokens": batch}
+    monkeypatch.setattr(Engine.__init__, "__kwdefaults__", budgets)
     _gold_plans_of_full_length(monkeypatch)
     settings = small_settings(row_tokens=row_tokens)
-    rows = joint.train(StageRun("train", root, settings), Places.of_project(root))
+    done = joint.train(StageRun("train", root, settings), Places.of_project(root))
     found = _predict(root, settings, alike=True)
-    for row, load in zip(rows, found.steps, strict=True):
+    for row, load in zip(done, found.steps, strict=True):
         roles = load.roles
         assert row["encoded_prompt_tokens"] == sum(own.encoded for own in roles.values())
         assert row["sampled_tokens"] == sum(own.sampled_bound for own in roles.values())
@@ -162,19 +165,21 @@ def test_the_traced_peak_is_that_of_the_real_pass(root: Path, checkpointed: bool
     assert passes.scored < passes.trained_checkpointed < passes.trained
 
 
-def test_a_further_layer_adds_what_the_one_before_added(tmp_path: Path) -> None:
-    from tests.conftest import make_model
+def test_the_peak_of_a_deeper_model_follows_from_two_short_ones(root: Path) -> None:
+    from transformers import AutoModelForCausalLM
 
-    make_model(tmp_path)
-    config, settings = read_config(tmp_path), small_settings().model
-    [row] = packed_rows([list(range(10, 100))], [list(range(100, 130))], 4000)
-    config.num_hidden_layers = 6
-    six = trace_passes(config, settings, FLOAT, row, [90])
-    config.num_hidden_layers = 5
-    five = trace_passes(config, settings, FLOAT, row, [90])
-    config.num_hidden_layers = 4
-    four = trace_passes(config, settings, FLOAT, row, [90])
-    assert six.trained - five.trained == five.trained - four.trained > 0
+    config, settings = read_config(root / "data/backbone"), small_settings().model
+    config.num_hidden_layers = 7
+    [row] = packed_rows([list(range(10, 150))], [list(range(150, 180))], 4000)
+    model = AutoModelForCausalLM.from_config(config, dtype=FLOAT)
+    model.config._attn_implementation = PACKED
+    policy = Policy(model.requires_grad_(False).eval(), None, settings)
+    policy.new_adapter("planner", 0)
+    policy.activate("planner")
+    with Allocations() as memory:
+        row_logprobs(policy, row, [140]).values.sum().backward()
+    predicted = trace_passes(config, settings, FLOAT, row, [140]).trained
+    assert predicted == pytest.approx(memory.peak, rel=0.05)
 
 
 def test_a_warning_comes_when_memory_is_short_and_names_what_helps(root: Path) -> None:
