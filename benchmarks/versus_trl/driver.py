@@ -45,6 +45,7 @@ COMPILED = "bf16 weights, autocast, 4 rows, compiled"  # compiles for many minut
 UPDATES = {
     "bf16 weights, autocast, 8 rows": TrlSettings(micro_batch=8),
     "bf16 weights, autocast, 4 rows": TrlSettings(micro_batch=4),
+    "bf16 weights, autocast, 2 rows": TrlSettings(micro_batch=2),
     "bf16 weights, autocast, 1 row": TrlSettings(micro_batch=1),
     "bf16 weights, no autocast, 4 rows": TrlSettings(micro_batch=4, autocast=False),
     "fp32 weights, autocast, 4 rows": TrlSettings(micro_batch=4, weights="fp32"),
