@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
 from rollout_servers import ServerProcess, free_port, serving
 from served_runs import adapters, paid, root, same_bytes, served, server, train
 from small_project import SMALL, small_settings
@@ -20,6 +19,7 @@ from cahl_core.policy.logprobs import sequence_logprobs
 from cahl_core.rollouts.client import OpenAIClient
 from cahl_core.rollouts.fleet import Fleet
 from cahl_core.rollouts.pool import ServerPool
+from tests.conftest import make_model, make_tokenizer
 
 __all__ = ["paid", "root", "server"]
 SAMPLED = (
