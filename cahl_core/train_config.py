@@ -138,7 +138,7 @@ class TrainSettings(Section):
         False,
         description="task success over all G_l^K pairings of sub-task samples (teacher_forced only)",
     )
-    row_tokens: Positive = 2048
+    row_tokens: Positive = Field(4096, description="packed tokens per forward of the update")
     lambda_executor: Weight = Field(1.0, description="weight of the executor's loss")
     loss_type: LossType = "grpo"
     normalisation: Literal["auto", "sequence", "token", "constant"] = Field(
