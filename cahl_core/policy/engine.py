@@ -63,7 +63,7 @@ class Engine:
         policy: Policy,
         *,
         batch_tokens: int = 32768,
-        row_tokens: int = 2048,
+        row_tokens: int = 8192,
         keep_tokens: int = 32768,
     ) -> None:
         self.policy = policy
