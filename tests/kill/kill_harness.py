@@ -305,8 +305,12 @@ class Harness:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """sha256 of everything a run leaves: weights, metrics, plots, traces, report, snapshots."""
+    """sha256 of everything a run leaves: weights, metrics, plots, traces, report, snapshots.
+
+    How long its steps took is not among them.
+    """
     files = (p.relative_to(out) for p in sorted(out.rglob("*")) if p.is_file())
+    files = (p for p in files if p.name != "train_steps.jsonl")
     visible = [p for p in files if not any(part.startswith(".") for part in p.parts)]
     return {str(p): hashlib.sha256((out / p).read_bytes()).hexdigest() for p in visible}
 
