@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cahl_core.errors import StageInputError, TrainingError
 from cahl_core.policy.shards import is_sharded
-from cahl_core.training.launch import TIMEOUT, read_launch
+from cahl_core.training.launch import TIMEOUT, read_launch, without_deepspeed
 
 T = TypeVar("T")
 BUCKET = 32 * 2**20  # elements that travel in one reduction
@@ -45,7 +45,7 @@ class Workers:
 
         self.launch = read_launch(os.environ)
         meeting = InitProcessGroupKwargs(timeout=self.launch.timeout)
-        with self._together("meet"):
+        with self._together("meet"), without_deepspeed():
             # on a machine without CUDA, accelerate makes one world of each process unless told
             self.accelerator = Accelerator(
                 cpu=not torch.cuda.is_available(), kwargs_handlers=[meeting]

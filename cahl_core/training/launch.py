@@ -5,15 +5,20 @@ Launchers that start fewer processes than they were asked for say nothing; these
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from cahl_core.errors import ConfigError
+from cahl_core.training.zero3 import SHIPPED, Stage3, read_config
 
 WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 TIMEOUT = "CAHL_PROCESS_TIMEOUT"
-SHARDED = "accelerate launch --config_file configs/accelerate/fsdp2.yaml -m cahl_core.cli train"
+DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
+DEEPSPEED_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 UNSUPPORTED = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context and sequence parallelism",
@@ -26,15 +31,17 @@ class Launch:
 
     Attributes:
         processes: how many were asked for.
-        sharded: whether the weights are to be sharded over them (FSDP2).
-        reshard: whether a layer's whole weights are dropped again after its forward pass.
+        sharded: whether the weights are to be sharded over them (FSDP2, or DeepSpeed).
+        reshard: whether FSDP2 drops a layer's whole weights again after its forward pass.
         timeout: how long a process waits for the others.
+        zero3: how DeepSpeed partitions; ``None`` where the launch is not DeepSpeed's.
     """
 
     processes: int
     sharded: bool
     reshard: bool
     timeout: timedelta
+    zero3: Stage3 | None = None
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch:
@@ -47,15 +54,41 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     processes = int(next(found, "1"))
     _refuse_lone_process(environment, processes)
     _refuse_unsupported(environment)
-    sharded = _flag(environment, "ACCELERATE_USE_FSDP")
-    if sharded:
+    fsdp = _flag(environment, "ACCELERATE_USE_FSDP")
+    if fsdp:
         _check_fsdp(environment)
+    zero3 = _read_deepspeed(environment)
     return Launch(
         processes,
-        sharded,
+        fsdp or zero3 is not None,
         environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() not in ("false", "0"),
         _timeout(environment),
+        zero3,
     )
+
+
+@contextmanager
+def without_deepspeed() -> Iterator[None]:
+    """Inside, accelerate sees a plain launch: its plugin wants one engine for all that trains."""
+    asked = os.environ.pop(DEEPSPEED, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[DEEPSPEED] = asked
+
+
+def _read_deepspeed(environment: Mapping[str, str]) -> Stage3 | None:
+    if not _flag(environment, DEEPSPEED):
+        return None
+    file = environment.get(DEEPSPEED_FILE, "none")
+    if file.lower() == "none":
+        raise ConfigError(
+            "this run was launched with DeepSpeed and without a DeepSpeed configuration",
+            f"set deepspeed_config_file: {SHIPPED} in accelerate's configuration "
+            "(configs/accelerate/deepspeed_zero3.yaml)",
+        )
+    return read_config(Path(file))
 
 
 def _refuse_lone_process(environment: Mapping[str, str], processes: int) -> None:
@@ -72,18 +105,12 @@ def _refuse_lone_process(environment: Mapping[str, str], processes: int) -> None
 
 
 def _refuse_unsupported(environment: Mapping[str, str]) -> None:
-    if _flag(environment, "ACCELERATE_USE_DEEPSPEED"):
-        raise ConfigError(
-            "this run was launched with DeepSpeed, whose engine owns model, backward pass and one "
-            "optimizer; here two roles train on one backbone with an optimizer each",
-            f"what ZeRO-3 does, sharding weights and optimizer, is FSDP2's here: {SHARDED}",
-        )
     for key, name in UNSUPPORTED.items():
         if _flag(environment, key):
             raise ConfigError(
                 f"{name} ({key}) cannot be combined with packed rows",
-                "allowed: data parallelism, and sharded weights by FSDP2 "
-                "(configs/accelerate/ddp.yaml, configs/accelerate/fsdp2.yaml)",
+                "allowed: data parallelism, and sharded weights by FSDP2 or DeepSpeed "
+                "(configs/accelerate/ddp.yaml, fsdp2.yaml, deepspeed_zero3.yaml)",
             )
 
 

@@ -1,8 +1,9 @@
-"""The backbone sharded over the processes, layer by layer (FSDP2, on accelerate's launch).
+"""The backbone sharded over the processes, layer by layer (on accelerate's launch).
 
 Each process holds its part of every decoder layer; a layer's whole matrices exist while it computes.
 Embeddings, head and adapters are whole on every process: the head is used outside the decoder, and
-adapters are small. Gradients of sharded matrices are summed in the backward pass, never averaged.
+adapters are small. FSDP2 does it here, DeepSpeed in `zero3`. Gradients of sharded matrices (FSDP2
+only) are summed in the backward pass, never averaged.
 
 All processes must run the same number of passes, since a layer is gathered by all of them at once:
 `in_step` adds passes of weight zero where a process has fewer rows than another.
@@ -20,6 +21,7 @@ from cahl_core.errors import ModelError
 from cahl_core.policy.backbone import Policy
 from cahl_core.policy.shards import idle
 from cahl_core.training.distributed import Workers
+from cahl_core.training.zero3 import partition
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -52,11 +54,10 @@ def shard(policy: Policy, workers: Workers, *, decodes: bool = False) -> None:
 
     Raises:
         ModelError: the decoder has no list of layers.
+        ConfigError: DeepSpeed is to do it, and is not installed or the layers train.
     """
     if not workers.sharded:
         return
-    from torch.distributed.fsdp import FSDPModule, fully_shard
-
     layers = getattr(policy.decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ModelError(
@@ -73,12 +74,21 @@ def shard(policy: Policy, workers: Workers, *, decodes: bool = False) -> None:
             for name, p in policy.causal.named_parameters()
             if p not in replicated
         }
+    if workers.launch.zero3 is not None:
+        partition(policy, replicated, workers.launch.zero3)
+    else:
+        _fully_shard(policy, replicated, workers)
+
+
+def _fully_shard(policy: Policy, replicated: set[nn.Parameter], workers: Workers) -> None:
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
     options: dict[str, Any] = {
         "mesh": _mesh(workers),
         "reshard_after_forward": workers.launch.reshard,
         "ignored_params": replicated,
     }
-    for layer in layers:
+    for layer in policy.decoder.layers:
         fully_shard(layer, **options)
     fully_shard(policy.decoder, **options)
     for module in policy.decoder.modules():

@@ -118,5 +118,11 @@ def held(root: Path) -> tuple[int, int]:
     shard(policy, workers)
     adapters = {id(p) for name in policy.adapters for p in policy.parameters(name)}
     layers = [p for p in policy.decoder.layers.parameters() if id(p) not in adapters]
-    local = [p.to_local() if hasattr(p, "to_local") else p for p in layers]
-    return sum(p.numel() for p in local), len(adapters)
+    return sum(_part(p).numel() for p in layers), len(adapters)
+
+
+def _part(parameter: Any) -> Any:
+    """What this process keeps of it: FSDP2's part, DeepSpeed's, or all."""
+    if hasattr(parameter, "to_local"):
+        return parameter.to_local()
+    return getattr(parameter, "ds_tensor", parameter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -28,6 +29,15 @@ ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--config_fi
         pytest.param(TORCHRUN, False, id="torchrun"),
         pytest.param([*ACCELERATE, "configs/accelerate/ddp.yaml"], False, id="accelerate ddp"),
         pytest.param([*ACCELERATE, "configs/accelerate/fsdp2.yaml"], True, id="accelerate fsdp2"),
+        pytest.param(
+            [*ACCELERATE, "configs/accelerate/deepspeed_zero3.yaml"],
+            True,
+            id="accelerate deepspeed",
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("deepspeed") is None,
+                reason="deepspeed is not installed: pip install 'cahl[deepspeed]'",
+            ),
+        ),
     ],
 )
 def test_two_processes_are_one_world(

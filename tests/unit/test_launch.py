@@ -40,6 +40,50 @@ def test_fsdp2_of_accelerate_shards() -> None:
     assert not read_launch(asked | {"FSDP_RESHARD_AFTER_FORWARD": "false"}).reshard
 
 
+def deepspeed(file: Path) -> dict[str, str]:
+    return TORCHRUN | {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file),
+    }
+
+
+def test_deepspeed_of_accelerate_shards_as_its_file_says() -> None:
+    launch = read_launch(deepspeed(ROOT / "configs/deepspeed/zero3.json"))
+    assert launch.sharded and launch.zero3 is not None
+    assert launch.zero3.stage3_param_persistence_threshold == 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"zero_optimization": {"stage": 2}}', "zero_optimization.stage: input should be 3"),
+        (
+            '{"zero_optimization": {"stage": 3, "zero_quantized_weights": true}}',
+            "zero_optimization.zero_quantized_weights: extra inputs are not permitted",
+        ),
+        (
+            '{"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 3}}',
+            "optimizer: extra inputs are not permitted",
+        ),
+        (
+            '{"zero_optimization": {"stage": 3, "stage3_max_live_parameters": "auto"}}',
+            "stage3_max_live_parameters: input should be a valid integer",
+        ),
+        ("{", "Expecting property name"),
+        (None, "No such file"),
+    ],
+)
+def test_a_deepspeed_file_that_asks_for_more_is_refused(
+    tmp_path: Path, text: str | None, said: str
+) -> None:
+    file = tmp_path / "zero.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        read_launch(deepspeed(file))
+    assert "configs/deepspeed/zero3.json" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
@@ -48,7 +92,10 @@ def test_fsdp2_of_accelerate_shards() -> None:
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
             "set fsdp_offload_params: false",
         ),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "configs/accelerate/fsdp2.yaml"),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            "deepspeed_config_file: configs/deepspeed/zero3.json",
+        ),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "configs/accelerate/ddp.yaml"),
         ({"CAHL_PROCESS_TIMEOUT": "soon"}, "CAHL_PROCESS_TIMEOUT='soon' is not a number"),
