@@ -183,7 +183,7 @@ def _prepare(name: str, root: Path, profile: str | None, overrides: list[str] | 
         # Only downloads are worth a bar of the hub's own.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries', not ours
-    from cahl_core.config import load_settings
+    from cahl_core.profiles import load_settings
 
     return load_settings(root, profile, tuple(overrides or ()))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from cahl_core.config import load_settings
 from cahl_core.errors import CahlError, ConfigError
+from cahl_core.profiles import load_settings
 from cahl_core.tracking import tracking_uri
 from pipelines.home import dagster_home
 from pipelines.resources import project_root, stage_environment

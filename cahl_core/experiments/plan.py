@@ -9,10 +9,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from cahl_core.config import Settings, load_settings
+from cahl_core.config import Settings
 from cahl_core.errors import ConfigError
 from cahl_core.experiments.grid import START, CrossPlay, Grid, Variant, leaves
 from cahl_core.files import digest, tree_digest
+from cahl_core.profiles import load_settings
 from cahl_core.train_config import FORMS
 from cahl_core.training.data import split_files
 

@@ -27,6 +27,7 @@ RUNTIME = {
     "files",
     "lineage",
     "memory",
+    "profiles",
     "progress",
     "roles",
     "rollout_config",
