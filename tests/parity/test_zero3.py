@@ -68,6 +68,15 @@ def test_two_processes_with_parts_train_what_one_trains_with_the_whole(
 
 
 @needs_deepspeed
+def test_sft_learns_the_same_too(tmp_path: Path, tiny_backbone: Path) -> None:
+    values = {"sft": {"row_tokens": 900, "tokens_per_step": 300, "steps": 4}}  # rows for one only
+    one, two = (jobs.prepare(tmp_path / name, tiny_backbone, values) for name in ("one", "two"))
+    assert run_world(jobs.sft, 1, one) == [1]
+    assert run_world(jobs.sft, 2, two, environment=deepspeed(tmp_path)) == [2, 2]
+    same_weights(one / "models/sft", two / "models/sft")
+
+
+@needs_deepspeed
 def test_each_process_holds_half_of_every_layer(tmp_path: Path, tiny_backbone: Path) -> None:
     root = jobs.prepare(tmp_path, tiny_backbone, {})
     [(whole, adapters)] = run_world(jobs.held, 1, root)
