@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cahl_core.policy import attention, prefix_attention
+from cahl_core.policy import attention, lora, prefix_attention
 from cahl_core.policy.attention import PackedRuns, packed_attention, packed_inputs
 from cahl_core.policy.backbone import Policy
 from cahl_core.policy.cuda_graph import GraphedStep
@@ -83,8 +83,7 @@ class DecodingModel:
         weight = self.whole(layer.weight).detach()
         name = self._adapter
         if name is not None and name in getattr(module, "lora_A", ()):
-            delta = module.get_delta_weight(name).detach()
-            weight = (weight.float() + delta.float()).to(weight.dtype)
+            weight = lora.merged(module, name, weight)
         return weight
 
     def whole(self, parameter: Tensor) -> Tensor:

@@ -95,10 +95,8 @@ class FusedModel:
     def refresh(self) -> None:
         """Takes over the present weights; the ones before are freed layer by layer."""
         model = self.causal.base_model
-        self._table, self._last_norm = (
-            self._whole(model.embed_tokens.weight),
-            self._whole(model.norm.weight),
-        )
+        self._table = self._whole(model.embed_tokens.weight)
+        self._last_norm = self._doubled(model.norm)
         for index, module in enumerate(model.layers):
             if index < len(self._layers):
                 self._layers[index] = self._layer(module)
@@ -117,16 +115,20 @@ class FusedModel:
         out = self._weight_of(attention.o_proj)
         shape = (len(out), self.kv_heads, self.groups, self.width)
         return _Layer(
-            self._whole(module.input_layernorm.weight),
-            self._whole(module.post_attention_layernorm.weight),
-            self._whole(attention.q_norm.weight) if hasattr(attention, "q_norm") else None,
-            self._whole(attention.k_norm.weight) if hasattr(attention, "k_norm") else None,
+            self._doubled(module.input_layernorm),
+            self._doubled(module.post_attention_layernorm),
+            self._doubled(attention.q_norm) if hasattr(attention, "q_norm") else None,
+            self._doubled(attention.k_norm) if hasattr(attention, "k_norm") else None,
             FrozenLinear(torch.cat([query, *parts]), bias),
             FrozenLinear(out.view(shape).transpose(1, 2).flatten(1), self._bias(attention.o_proj)),
             self._linear(mlp.gate_proj),
             self._linear(mlp.up_proj),
             self._linear(mlp.down_proj),
         )
+
+    def _doubled(self, norm: Any) -> Tensor:
+        weight = self._whole(norm.weight).detach()
+        return torch.cat([weight, weight]) if weight.device.type == "cpu" else weight
 
     def _by_group(self, projection: Any) -> tuple[Tensor, Tensor | None]:
         weight, bias = self._weight_of(projection), self._bias(projection)
@@ -168,7 +170,16 @@ class FusedModel:
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return nn.functional.rms_norm(x, weight.shape, weight, self.eps)
+        """Weighted RMS norm; ``weight`` as `_doubled` gives it.
+
+        The mean of x and -x together is zero and their variance the mean of x²: on CPUs layer norm
+        is one kernel where PyTorch composes RMS norm of eight.
+        """
+        size = x.shape[-1]
+        if len(weight) == size:
+            return nn.functional.rms_norm(x, (size,), weight, self.eps)
+        both = torch.cat([x, -x], dim=-1)
+        return nn.functional.layer_norm(both, (2 * size,), weight, None, self.eps)[..., :size]
 
     def _heads(
         self, layer: _Layer, qkv: Tensor, cos: Tensor, sin: Tensor

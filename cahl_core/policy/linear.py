@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 ROWS_HINT = 32  # the number of rows the layout is chosen for; any number may be multiplied
+FEW_ROWS = 128  # below it a sum of its own costs less than the product's slower kernel for it
 
 
 class FrozenLinear:
@@ -47,9 +48,9 @@ class FrozenLinear:
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """x Wᵀ + bias + other."""
-        if self.packed:
+        if self.packed and len(x) >= FEW_ROWS:
             return self._binary(x, other, "add")
-        return nn.functional.linear(x, self.weight, self.bias).add_(other)
+        return self(x).add_(other)
 
     def _pointwise(self, x: Tensor, activation: str) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(

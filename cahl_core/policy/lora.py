@@ -78,6 +78,21 @@ class _Forward:
         return out
 
 
+def merged(layer: Any, name: str, weight: Tensor) -> Tensor:
+    """A new ``[out, in]``: ``weight`` plus what adapter ``name`` of a peft LoRA layer adds to it.
+
+    One product with the sum inside it: with float32 copies of weight and delta, merging took a tenth of
+    the time of a generation.
+    """
+    a, b = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
+    if name in getattr(layer, "lora_variant", {}) or a.ndim != 2:
+        delta = layer.get_delta_weight(name).detach()
+        total: Tensor = (weight.float() + delta.float()).to(weight.dtype)
+        return total
+    small = (x.to(weight.dtype) for x in (b, a))
+    return torch.addmm(weight, *small, alpha=layer.scaling[name])
+
+
 def _is_plain(layer: Any, name: str) -> bool:
     return (
         name in layer.lora_A

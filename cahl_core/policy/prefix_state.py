@@ -134,12 +134,13 @@ def attend_cpu(
     keys, values = state.suffix_keys[layer], state.suffix_values[layer]
     keys[:, :, stop - 1], values[:, :, stop - 1] = key, value
     shared = query.reshape(prompts, -1, heads, width).transpose(1, 2)
-    mask = None
-    if min(state.lengths) < state.bias.shape[3]:
-        mask = state.bias.expand(-1, 1, shared.shape[2], -1)
+    longest, mask = max(state.lengths), None
+    if min(state.lengths) < longest:
+        mask = state.bias[..., :longest].expand(-1, 1, shared.shape[2], -1)
+    prefix_keys, prefix_values = (x[layer][:, :, :longest] for x in (state.keys, state.values))
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     first, first_sum = flash(
-        shared, state.keys[layer], state.values[layer], 0.0, False, attn_mask=mask, scale=scaling
+        shared, prefix_keys, prefix_values, 0.0, False, attn_mask=mask, scale=scaling
     )
     own, own_sum = flash(
         query.transpose(1, 2), keys[:, :, :stop], values[:, :, :stop], 0.0, False, scale=scaling
