@@ -10,7 +10,7 @@ import torch
 
 from cahl_core.config import LoraSettings, ModelSettings
 from cahl_core.policy.backbone import Policy
-from cahl_core.policy.lora import LoraProduct
+from cahl_core.policy.lora import LoraProduct, merged
 
 SETTINGS = ModelSettings(dtype="float32", lora=LoraSettings(rank=4, alpha=8))
 
@@ -58,3 +58,20 @@ def test_the_plain_case_takes_the_fused_path(
     with policy.using(None):  # a disabled adapter goes through peft
         policy.causal(input_ids=ids)
     assert len(used) == len(_layers(policy))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merging_adds_what_peft_would_add(tiny_backbone: Path, dtype: torch.dtype) -> None:
+    policy = Policy.load(tiny_backbone, None, SETTINGS)
+    policy.new_adapter("planner", 0)
+    for number, layer in enumerate(_layers(policy)):
+        torch.manual_seed(number)
+        torch.nn.init.normal_(layer.lora_B["planner"].weight, std=0.3)
+        weight = layer.base_layer.weight.detach().to(dtype)
+        before = weight.clone()
+        exact = weight.double() + layer.get_delta_weight("planner").detach().double()
+        ours = merged(layer, "planner", weight)
+        assert torch.equal(weight, before)
+        # no farther from the exact sum than rounding each of its parts can put it
+        step = torch.finfo(dtype).eps * (exact.abs() + weight.abs() + 1.0)
+        assert bool(((ours.double() - exact).abs() <= step).all())
