@@ -51,10 +51,14 @@ lint: $(STAMP) ## format and fix what ruff can
 types: $(STAMP) ## mypy --strict
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## the measurements in benchmarks/
-	@found=0; for script in benchmarks/*.py; do \
-	  [ -e "$$script" ] || continue; found=1; echo "== $$script"; $(BIN)/python "$$script"; \
-	done; [ $$found = 1 ] || echo "no measurement in benchmarks/ yet"
+bench: $(STAMP) ## what docs/performance.md shows, side by side with TRL (hours)
+	@bash benchmarks/trl_env.sh
+	@$(BIN)/python benchmarks/versus_trl/driver.py --check
+	@$(BIN)/python benchmarks/versus_trl/driver.py --tune --points long-8 --steps 2
+	@$(BIN)/python benchmarks/versus_trl/driver.py --steps 10 --repeats 3
+	@$(BIN)/python benchmarks/versus_trl/scaling.py
+	@$(BIN)/python benchmarks/profile_step.py
+	@$(BIN)/python benchmarks/performance_tables.py
 
 clean: ## remove what tools and runs left; data, models and the environment stay
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis dist .cahl/errors .cahl/locks
