@@ -134,7 +134,7 @@ class ModelRun:
                 path = self.cache / f"bfcl-{_chunk_digest(chunk)}.jsonl"
                 records = _read_chunk(path, len(chunk))
                 if records is None:
-                    done = self._model().agent.run(chunk, on_finished=bar.advance)
+                    done = self._model().agent.run(chunk, on_result=lambda *_: bar.advance())
                     records = [r.to_json() for r in done]
                     write_jsonl(path, records)
                 else:

@@ -21,6 +21,7 @@ from cahl_core.protocol.parsing import (
     split_single,
 )
 from cahl_core.protocol.prompts import executor_prompt, planner_prompt
+from cahl_core.protocol.texts import plan_text
 from cahl_core.records import Plan
 from cahl_core.roles import Role
 from cahl_core.serving.results import (
@@ -30,6 +31,7 @@ from cahl_core.serving.results import (
     Request,
     StepResult,
 )
+from cahl_core.train_config import Form
 
 __all__ = ["Agent", "AgentResult", "Environment", "Generate", "Outcome", "Request", "StepResult"]
 
@@ -91,31 +93,36 @@ class Agent:
         self.call_tokens = call_tokens
         self.temperature = temperature
 
+    @property
+    def form(self) -> Form:
+        """The form of the model that answers."""
+        return self.settings.form
+
     def run(
         self,
         requests: Sequence[Request],
-        on_finished: Callable[[int], None] | None = None,
+        on_result: Callable[[int, AgentResult], None] | None = None,
     ) -> list[AgentResult]:
         """One result per request, in order.
 
         A prompt that leaves no room for its completion ends its request as ``prompt_too_long``; it
-        is never cut. ``on_finished(n)`` is told when ``n`` more requests are done.
+        is never cut. ``on_result(i, result)`` is told each result as soon as it is whole.
         """
         results = [AgentResult(form=self.settings.form) for _ in requests]
+        live = list(range(len(requests)))
         if self.settings.form != "hierarchical":
             self._flat(requests, results)
-            _report(on_finished, len(requests))
+            _report(on_result, live, [], results)
             return results
         self._plan(requests, results)
-        live = [i for i, r in enumerate(results) if _has_step(r, 0)]
-        _report(on_finished, len(requests) - len(live))
         number = 0
         while live:
-            self._execute(requests, results, live, number)
-            number += 1
             still = [i for i in live if _has_step(results[i], number)]
-            _report(on_finished, len(live) - len(still))
+            _report(on_result, live, still, results)
             live = still
+            if live:
+                self._execute(requests, results, live, number)
+            number += 1
         return results
 
     def run_one(self, request: Request) -> AgentResult:
@@ -148,9 +155,13 @@ class Agent:
 
     def _plan(self, requests: Sequence[Request], results: Sequence[AgentResult]) -> None:
         rendering = self.settings.tool_rendering
+        for request, result in zip(requests, results, strict=True):
+            if request.plan is not None:
+                result.plan_text, result.plan = plan_text(request.plan), request.plan
         prompts = {
             i: planner_prompt(self.tokenizer, r.messages, r.tools, rendering)
             for i, r in enumerate(requests)
+            if r.plan is None
         }
         for i, completion in self._complete(
             prompts, results, requests, "planner", self.plan_tokens, "plan"
@@ -170,7 +181,10 @@ class Agent:
                 self.tokenizer,
                 results[i].sub_tasks[number],
                 requests[i].tools,
-                [(step.sub_task, step.result) for step in results[i].steps],
+                [
+                    *requests[i].feedback,
+                    *((step.sub_task, step.result) for step in results[i].steps),
+                ],
                 self.settings.tool_rendering,
             )
             for i in live
@@ -243,6 +257,12 @@ def _returned(
     return environment(plan if isinstance(plan, Plan) else Plan(()), number, execution.calls)
 
 
-def _report(on_finished: Callable[[int], None] | None, count: int) -> None:
-    if on_finished is not None and count:
-        on_finished(count)
+def _report(
+    on_result: Callable[[int, AgentResult], None] | None,
+    before: Sequence[int],
+    still: Sequence[int],
+    results: Sequence[AgentResult],
+) -> None:
+    if on_result is not None:
+        for i in sorted(set(before) - set(still)):
+            on_result(i, results[i])

@@ -22,12 +22,21 @@ WHOLE_REQUEST = SubTask("", None, {})
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an agent is asked, with what, and who answers its calls (``None``: nobody)."""
+    """What an agent is asked, with what, and who answers its calls (``None``: nobody).
+
+    Attributes:
+        plan: given instead of asked for: the planner writes nothing (an oracle's plan, a single
+            sub-task). The flat forms have no use for it.
+        feedback: sub-tasks that were carried out before, with their results: what the executor sees
+            before its own.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...]
     results: Environment | None = None
     seed: str = ""
+    plan: Plan | None = None
+    feedback: tuple[tuple[SubTask, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cahl_core.config import ModelSettings
 from cahl_core.errors import PromptTooLongError
-from cahl_core.records import Message, Plan, ToolCall, ToolSpec
+from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolSpec
 from cahl_core.serving.agent import Agent, AgentResult, Environment, Request
 from cahl_core.train_config import FORMS, Form
 
@@ -100,13 +100,28 @@ def test_the_answer_in_words_is_kept() -> None:
 def test_requests_move_together_one_batch_per_sub_task() -> None:
     script = Script(lambda p: _plan(*[STEP] * int(p[p.index("steps=") + 6])))
     counts = [0, 3, 1, 2, 1]
-    finished: list[int] = []
-    results = _agent(script).run([_request(f"steps={n}") for n in counts], finished.append)
+    finished: list[tuple[int, int]] = []
+    results = _agent(script).run(
+        [_request(f"steps={n}") for n in counts], lambda i, r: finished.append((i, len(r.calls)))
+    )
     assert [(role, len(prompts)) for role, prompts in script.asked] == [
         ("planner", 5), ("executor", 4), ("executor", 2), ("executor", 1),
     ]  # fmt: skip
     assert [len(r.calls) for r in results] == counts
-    assert sum(finished) == len(counts)
+    assert finished == [(0, 0), (2, 1), (4, 1), (3, 2), (1, 3)]  # each when its last text is there
+
+
+def test_a_given_plan_is_carried_out_and_earlier_results_are_shown() -> None:
+    script = Script("never asked")
+    plan = Plan((SubTask("the </plan> second", "f", {"a": 1}),))
+    request = Request(
+        (Message("user", "do it"),), (TOOL,), plan=plan, feedback=((SubTask("", "f"), {"id": 7}),)
+    )
+    (result,) = _agent(script).run([request])
+    ((role, (prompt,)),) = script.asked
+    assert (role, result.plan, len(result.calls)) == ("executor", plan, 1)
+    assert 'Result 1 (f): {"id": 7}' in prompt
+    assert AgentResult.from_json(result.to_json()) == result
 
 
 def test_decoding_ends_where_the_grammar_does() -> None:
@@ -207,12 +222,14 @@ def test_outcomes_of_flat_forms(form: Form, text: str, outcome: str, calls: int)
 def test_a_flat_form_is_one_batch_and_ends_at_a_response_only(form: Form) -> None:
     finished: list[int] = []
     script = Script("never asked")
-    _agent(script, form=form).run([_request(str(n)) for n in range(3)], finished.append)
+    _agent(script, form=form).run(
+        [_request(str(n)) for n in range(3)], lambda i, _: finished.append(i)
+    )
     (options,) = script.options
     assert options["stop"] == ("</response>",)
     assert options["max_tokens"] == 64 + 32
     assert ("<plan>" in options["openings"]) == (form == "single_level")
-    assert sum(finished) == 3
+    assert finished == [0, 1, 2]
 
 
 def test_a_flat_form_keeps_the_plan_and_the_answer_apart() -> None:
