@@ -11,23 +11,24 @@ All measures are ratios of sums (a mean has a denominator of 1 per task), so one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cahl_core.evaluation.metrics import wilson
+from cahl_core.evaluation.metrics import (
+    LEVEL,
+    ROUNDS,
+    SEED,
+    Array,
+    Interval,
+    percentiles,
+    wilson,
+)
 
-ROUNDS = 10_000
-SEED = 20260609
-LEVEL = 0.95
-MAX_UNDEFINED = 0.05  # share of resamples without a denominator above which no interval is given
-ROUNDING = 1e-12
-
-Array = NDArray[np.float64]
-Method = Literal["bootstrap", "wilson", "none"]
+__all__ = [
+    "LEVEL", "ROUNDS", "Interval", "Observations", "difference", "estimate", "multiplicities", "ratio"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,30 +59,6 @@ class Observations:
             tuple(tasks),
             self.binary,
         )
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % interval.
-
-    Attributes:
-        value: ``None`` where nothing was observed.
-        low, high: ``None`` where no interval can be given; ``note`` says why.
-        over: the factors that were resampled.
-        method: ``wilson`` where all outcomes are equal, so that a bootstrap has no width.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    over: tuple[str, ...]
-    method: Method
-    note: str = ""
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether 0 lies outside."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
 def estimate(seen: Observations, rounds: int = ROUNDS) -> Interval:
@@ -141,18 +118,9 @@ def _resampled(seen: Observations, rounds: int) -> Array:
 
 
 def _percentiles(value: float, draws: Array, over: tuple[str, ...]) -> Interval:
-    if not over:
-        return Interval(value, None, None, over, "none", "one seed and one task have no spread")
-    undefined = float(np.isnan(draws).mean())
-    if undefined > MAX_UNDEFINED:
-        note = f"{undefined:.0%} of the resamples have no observation"
-        return Interval(value, None, None, over, "none", note)
-    if np.nanmax(draws) - np.nanmin(draws) <= ROUNDING * max(1.0, abs(value)):
-        return Interval(value, None, None, over, "none", "all outcomes are equal: no spread to see")
-    tail = (1 - LEVEL) / 2
-    low, high = np.nanquantile(draws, [tail, 1 - tail])
-    note = "" if "seeds" in over else "one seed: over tasks only"
-    return Interval(value, float(low), float(high), over, "bootstrap", note)
+    found = percentiles(value, draws, over)
+    alone = found.method == "bootstrap" and "seeds" not in over
+    return replace(found, note="one seed: over tasks only") if alone else found
 
 
 def ratio(seen: Observations) -> float | None:
