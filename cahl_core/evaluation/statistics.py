@@ -1,0 +1,359 @@
+"""Measures of judged items with 95 % intervals, and paired differences between two models.
+
+Items are the units: a resample draws items with replacement and takes all samples of a drawn item (Efron &
+Tibshirani, 1993, percentile interval). All measures of one benchmark are taken on the same resamples, and
+two models on the same items too, which is the paired bootstrap. Measures are ratios of sums over items; a
+mean has a denominator of 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cahl_core.errors import DataError
+from cahl_core.evaluation.core import ItemScore
+from cahl_core.evaluation.metrics import ROUNDS, SEED, Array, Interval, percentiles, wilson
+
+DECODE_FAILURES = ("plan_failure", "execution_failure", "prompt_too_long", "decode_failure")
+CHUNK = 2_000_000  # drawn items held at one time
+LISTED = 5
+OVER = ("items",)
+
+# Definition of each measure, as written into results and reports.
+DEFINITIONS = {
+    "accuracy": "mean of the benchmark's headline measure over items, an item's samples averaged first",
+    "pass_at": "chance that at least one of k samples of an item is right, by the unbiased estimate "
+    "1 - C(n-c, k) / C(n, k) from n samples of which c are right, averaged over items",
+    "invalid_call_rate": "calls that do not parse, name an unknown tool or do not fit the tool's schema, "
+    "among all calls attempted (our definition)",
+    "redundant_call_rate": "calls that repeat an earlier one of the same task, or go beyond the gold calls "
+    "of a solved one, among all calls attempted (our definition)",
+    "calls_per_solved_task": "calls attempted in solved attempts, per solved attempt; 0 where the right "
+    "answer is to call nothing",
+    "calls_per_task": "calls attempted, per attempt",
+    "plan_validity": "plans that parse and name only listed tools, among all plans (our definition)",
+    "adherence": "share of a plan's sub-tasks with a tool that were carried out by exactly one call of it, "
+    "averaged over attempts that have such a plan",
+    "decode_failure_rate": "attempts with a text outside the grammar or a prompt too long for the context",
+    "prompt_tokens_per_task": "tokens in prompts, per attempt; a prefix that was encoded once for several "
+    "prompts counts in each",
+    "completion_tokens_per_task": "tokens written, per attempt",
+    "tokens_per_task": "prompt and written tokens, per attempt",
+}
+Part = tuple[float, float]  # numerator and denominator of one attempt
+
+
+def _solved(score: ItemScore) -> bool:
+    return score.correct >= 1
+
+
+MEASURES: dict[str, Callable[[ItemScore], Part]] = {
+    "invalid_call_rate": lambda s: (s.invalid, s.attempted),
+    "redundant_call_rate": lambda s: (s.redundant, s.attempted),
+    "calls_per_solved_task": lambda s: (s.attempted, 1) if _solved(s) else (0, 0),
+    "calls_per_task": lambda s: (s.attempted, 1),
+    "plan_validity": lambda s: (0, 0) if s.planned is None else (s.planned, 1),
+    "adherence": lambda s: (0, 0) if s.adherence is None else (s.adherence, 1),
+    "decode_failure_rate": lambda s: (s.outcome in DECODE_FAILURES, 1),
+    "prompt_tokens_per_task": lambda s: (s.prompt_tokens, 1),
+    "completion_tokens_per_task": lambda s: (s.completion_tokens, 1),
+    "tokens_per_task": lambda s: (s.prompt_tokens + s.completion_tokens, 1),
+}
+Items = dict[str, list[ItemScore]]  # samples by id of the item
+
+
+class Table(NamedTuple):
+    """Sums per item and measure: ``top`` and ``bottom`` are ``[items, measures]``."""
+
+    names: list[str]
+    top: Array
+    bottom: Array
+
+
+# --- one model -----------------------------------------------------------------------------------
+
+
+def summarise(scores: Sequence[ItemScore], rounds: int = ROUNDS) -> dict[str, Any]:
+    """Everything about one model on one benchmark, overall and by category, as JSON.
+
+    Returns:
+        ``n`` items, ``attempts``, ``accuracy`` (an interval: value, low, high, method, note),
+        ``wilson`` (low and high; ``None`` where an item's score is not 0 or 1), ``pass_at`` (k → interval,
+        where items have several samples), ``measures`` and the means of ``ItemScore.scores`` (name →
+        interval), ``outcomes`` and ``error_types`` (counts of attempts), ``by_category`` (the same).
+
+    Raises:
+        DataError: a sample of an item is there twice, or an item in two categories.
+    """
+    items = by_item(scores)
+    categories = {c: _of(items, c) for c in dict.fromkeys(s.category for s in scores)}
+    return {
+        **_summary(items, rounds),
+        "by_category": {c: _summary(own, rounds) for c, own in categories.items()},
+    }
+
+
+def by_item(scores: Sequence[ItemScore]) -> Items:
+    """The samples of each item, in the order of the items' first samples."""
+    items: Items = {}
+    for score in scores:
+        items.setdefault(score.id, []).append(score)
+    for id_, own in items.items():
+        if len({s.sample for s in own}) < len(own):
+            raise DataError(f"item {id_} has a sample twice", "one score per item and sample")
+        if len({s.category for s in own}) > 1:
+            raise DataError(
+                f"item {id_} is in several categories: {sorted({s.category for s in own})}"
+            )
+    return items
+
+
+def _of(items: Items, category: str) -> Items:
+    return {id_: own for id_, own in items.items() if own[0].category == category}
+
+
+def _summary(items: Items, rounds: int) -> dict[str, Any]:
+    attempts = [s for own in items.values() for s in own]
+    names = list(dict.fromkeys(name for s in attempts for name in s.scores))
+    ks = passes(min(map(len, items.values()), default=0))
+    found = _intervals(_table(items, names, ks), rounds)
+    right = [float(np.mean([s.correct for s in own])) for own in items.values()]
+    return {
+        "n": len(items),
+        "attempts": len(attempts),
+        "accuracy": found["accuracy"],
+        "wilson": list(wilson(int(sum(right)), len(right))) if set(right) <= {0, 1} else None,
+        "pass_at": {str(k): found[f"pass@{k}"] for k in ks},
+        "measures": {name: found[name] for name in MEASURES},
+        "scores": {name: found[f"score {name}"] for name in names},
+        "outcomes": _counted(s.outcome for s in attempts),
+        "error_types": _counted(s.error_type for s in attempts if s.error_type is not None),
+    }
+
+
+def _counted(words: Iterator[str]) -> dict[str, int]:
+    return dict(sorted(Counter(words).items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _table(items: Items, scores: Sequence[str] = (), ks: Sequence[int] = ()) -> Table:
+    """All measures of the items: a column each."""
+    means = [(float(np.mean([s.correct for s in own])), 1.0) for own in items.values()]
+    columns: dict[str, list[Part]] = {"accuracy": means}
+    for k in ks:
+        columns[f"pass@{k}"] = [
+            (pass_at_k(len(own), sum(map(_solved, own)), k), 1) for own in items.values()
+        ]
+    for name, part in MEASURES.items():
+        columns[name] = [_summed([part(s) for s in own]) for own in items.values()]
+    for name in scores:
+        columns[f"score {name}"] = [
+            _summed([_seen(s.scores.get(name)) for s in own]) for own in items.values()
+        ]
+    parts = np.array(list(columns.values()), dtype=float).reshape(len(columns), len(items), 2)
+    return Table(list(columns), parts[..., 0].T, parts[..., 1].T)
+
+
+def _seen(value: float | None) -> Part:
+    return (0, 0) if value is None else (value, 1)
+
+
+def _summed(parts: Sequence[Part]) -> Part:
+    return sum(p for p, _ in parts), sum(q for _, q in parts)
+
+
+def passes(samples: int) -> list[int]:
+    """Which k are reported: powers of two up to the samples that every item has, and all of them.
+
+    >>> passes(1), passes(6)
+    ([], [1, 2, 4, 6])
+    """
+    if samples < 2:
+        return []
+    return sorted({1 << i for i in range(samples.bit_length())} | {samples})
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the chance that one of ``k`` samples is right (Chen et al., 2021).
+
+    Args:
+        n: samples, ``correct`` of them right; ``1 <= k <= n``.
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    if not 1 <= k <= n or not 0 <= correct <= n:
+        raise ValueError(
+            f"pass@{k} of {correct} right among {n}: 1 <= k <= n and correct <= n needed"
+        )
+    return 1 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+# --- the bootstrap -------------------------------------------------------------------------------
+
+
+def draws(items: int, rounds: int = ROUNDS) -> Iterator[Array]:
+    """How often each item is drawn, ``[part of rounds, items]`` at a time; the same for the same sizes."""
+    generator = np.random.default_rng([SEED, items])
+    step = max(1, CHUNK // max(items, 1))
+    for start in range(0, rounds, step):
+        part = min(step, rounds - start)
+        drawn = generator.integers(0, items, (part, items), dtype=np.int64)
+        drawn += np.arange(part)[:, None] * items
+        counts = np.bincount(drawn.ravel(), minlength=part * items)
+        yield counts.reshape(part, items).astype(float)
+
+
+def resampled(table: Table, rounds: int = ROUNDS) -> Array:
+    """Every measure in every resample, ``[rounds, measures]``; NaN where its denominator is 0."""
+    sums = np.concatenate([table.top, table.bottom], axis=1)
+    drawn = np.concatenate([part @ sums for part in draws(len(sums), rounds)])
+    return _ratio(*np.split(drawn, 2, axis=1))
+
+
+def _ratio(top: Array, bottom: Array) -> Array:
+    out = np.full(top.shape, np.nan)
+    np.divide(top, bottom, out=out, where=bottom > 0)
+    return out
+
+
+def _intervals(table: Table, rounds: int) -> dict[str, dict[str, Any]]:
+    if not len(table.top):
+        nothing = Interval(None, None, None, OVER, "none", "nothing was observed")
+        return {name: as_json(nothing) for name in table.names}
+    values = _ratio(table.top.sum(axis=0), table.bottom.sum(axis=0))
+    all_draws = resampled(table, rounds)
+    return {
+        name: as_json(_interval(values[i], table.top[:, i], table.bottom[:, i], all_draws[:, i]))
+        for i, name in enumerate(table.names)
+    }
+
+
+def _interval(value: float, top: Array, bottom: Array, drawn: Array) -> Interval:
+    if np.isnan(value):
+        return Interval(None, None, None, OVER, "none", "nothing was observed")
+    own = top[bottom > 0] / bottom[bottom > 0]
+    if value in (0.0, 1.0) and set(own) == {value}:  # a bootstrap would have no width
+        low, high = wilson(round(value * len(own)), len(own))
+        return Interval(
+            float(value), low, high, OVER, "wilson", "all items are equal: Wilson's interval"
+        )
+    return percentiles(float(value), drawn, OVER if len(top) > 1 else ())
+
+
+def as_json(interval: Interval) -> dict[str, Any]:
+    """Value, bounds and method; the note where there is one."""
+    found = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {
+        **found,
+        "method": interval.method,
+        **({"note": interval.note} if interval.note else {}),
+    }
+
+
+# --- two models ----------------------------------------------------------------------------------
+
+
+def paired(
+    one: Sequence[ItemScore], other: Sequence[ItemScore], rounds: int = ROUNDS
+) -> dict[str, Any]:
+    """``other`` less ``one`` on the same items, overall and by category, as JSON.
+
+    Returns:
+        ``n``, ``one`` and ``other`` (accuracies), ``difference`` (an interval), ``better`` and ``worse``
+        (items on which ``other`` scored higher or lower), ``mcnemar_p`` (`mcnemar`; ``None`` where scores
+        are not 0 or 1), ``measures`` (name → interval of the difference), ``by_category``.
+
+    Raises:
+        DataError: the two do not hold the same items; says which differ.
+    """
+    first, second = by_item(one), by_item(other)
+    check_same_items(first, second)
+    second = {id_: second[id_] for id_ in first}
+    categories = dict.fromkeys(s.category for s in one)
+    return {
+        **_paired(first, second, rounds),
+        "by_category": {
+            c: _paired(_of(first, c), _of(second, c), rounds, measures=False) for c in categories
+        },
+    }
+
+
+def check_same_items(one: Items, other: Items) -> None:
+    """Refuses two sets of items that are not the same, naming up to five of each kind."""
+    kinds = {
+        "only the first has": [i for i in one if i not in other],
+        "only the second has": [i for i in other if i not in one],
+        "in different categories": [
+            i for i in one if i in other and one[i][0].category != other[i][0].category
+        ],
+    }
+    found = [
+        f"{kind} {len(ids)} ({', '.join(ids[:LISTED])}{', …' if len(ids) > LISTED else ''})"
+        for kind, ids in kinds.items()
+        if ids
+    ]
+    if found:
+        raise DataError(
+            f"a paired difference needs the same items: {'; '.join(found)}",
+            "evaluate both models with the same benchmark, sample and seed",
+        )
+
+
+def _paired(one: Items, other: Items, rounds: int, measures: bool = True) -> dict[str, Any]:
+    first, second = _table(one), _table(other)
+    columns = len(first.names) if measures else 1
+    found = _differences(first, second, columns, rounds)
+    a, b = first.top[:, 0], second.top[:, 0]
+    better, worse = int((b > a).sum()), int((b < a).sum())
+    binary = set(a) | set(b) <= {0.0, 1.0}
+    return {
+        "n": len(one),
+        "one": float(a.mean()) if len(a) else None,
+        "other": float(b.mean()) if len(b) else None,
+        "difference": found["accuracy"],
+        "better": better,
+        "worse": worse,
+        "mcnemar_p": mcnemar(better, worse) if binary else None,
+        **({"measures": {n: found[n] for n in MEASURES}} if measures else {}),
+    }
+
+
+def _differences(first: Table, second: Table, columns: int, rounds: int) -> dict[str, Any]:
+    a, b = (
+        Table(t.names[:columns], t.top[:, :columns], t.bottom[:, :columns]) for t in (first, second)
+    )
+    if not len(a.top):
+        nothing = Interval(None, None, None, OVER, "none", "nothing was observed")
+        return {name: as_json(nothing) for name in a.names}
+    values = _ratio(b.top.sum(0), b.bottom.sum(0)) - _ratio(a.top.sum(0), a.bottom.sum(0))
+    both = Table([], np.hstack([a.top, b.top]), np.hstack([a.bottom, b.bottom]))
+    before, after = np.split(resampled(both, rounds), 2, axis=1)
+    drawn = after - before
+    return {name: as_json(_difference(values[i], drawn[:, i])) for i, name in enumerate(a.names)}
+
+
+def _difference(value: float, drawn: Array) -> Interval:
+    if np.isnan(value):
+        return Interval(None, None, None, OVER, "none", "not observed in both")
+    return percentiles(float(value), drawn, OVER)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Exact two-sided p-value of McNemar's test: how surprising the split of the items that changed is.
+
+    >>> mcnemar(5, 0)
+    0.0625
+    """
+    changed = better + worse
+    tail = sum(math.comb(changed, k) for k in range(min(better, worse) + 1))
+    return min(1.0, 2 * tail / 2**changed)
+
+
+def definitions(names: Mapping[str, Any]) -> dict[str, str]:
+    """The definitions of those measures that are among ``names``."""
+    return {name: text for name, text in DEFINITIONS.items() if name in names}
