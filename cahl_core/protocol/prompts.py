@@ -8,7 +8,9 @@ where it has one (`templates`); text from data can open or close neither a role 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cahl_core.protocol.markers import neutralise
@@ -17,6 +19,7 @@ from cahl_core.protocol.rendering import Rendering, render_tools
 from cahl_core.protocol.templates import Turn, clean, templated, token_ids
 from cahl_core.protocol.texts import execution_text, plan_text, single_text
 from cahl_core.records import Message, SubTask, ToolSpec
+from cahl_core.train_config import Form
 
 __all__ = ["execution_text", "neutralise", "plan_text", "single_text"]
 
@@ -42,6 +45,23 @@ SINGLE_SYSTEM = (
     "value in the result of sub-task N. If no tool fits the request, write <plan>[]</plan> and "
     "<response>...</response>."
 )
+
+# what opens the prompt that holds the whole request, by form
+REQUEST_SYSTEM: dict[Form, str] = {
+    "hierarchical": PLANNER_SYSTEM,
+    "low_only": LOW_ONLY_SYSTEM,
+    "single_level": SINGLE_SYSTEM,
+}
+
+Clean = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A prompt as a conversation, before any template: system text, then user and assistant turns."""
+
+    system: str
+    turns: tuple[Turn, ...]
 
 
 def planner_prompt(
@@ -101,10 +121,27 @@ def _request(
     rendering: Rendering,
     listing: str | None = None,
 ) -> str:
-    system = [_system(instruction, listing or tool_listing(tokenizer, tools, rendering))]
+    cleaned = partial(clean, tokenizer)
+    chat = request_chat(
+        instruction, messages, listing or listed(tools, rendering, cleaned), cleaned
+    )
+    return templated(tokenizer, chat.system, chat.turns)
+
+
+def request_chat(
+    instruction: str, messages: Sequence[Message], listing: str, cleaned: Clean
+) -> Chat:
+    """The conversation of a prompt that holds the whole request.
+
+    Args:
+        instruction: one of `REQUEST_SYSTEM`.
+        listing: the tools as they are shown.
+        cleaned: takes markers out of text from data (`templates.clean`).
+    """
+    system = [_system(instruction, listing)]
     turns: list[Turn] = []
     for message in messages:
-        content = clean(tokenizer, _spoken(message))
+        content = cleaned(_spoken(message))
         if message.role == "system":
             system.append(content)
         elif message.role == "tool":
@@ -112,7 +149,7 @@ def _request(
             turns.append({"role": "user", "content": result})
         else:
             turns.append({"role": message.role, "content": content})
-    return templated(tokenizer, "\n\n".join(system), turns)
+    return Chat("\n\n".join(system), tuple(turns))
 
 
 def calls_line(calls: Sequence[Mapping[str, Any]]) -> str:
@@ -154,15 +191,23 @@ def executor_prompt_text(
         feedback: the earlier sub-tasks of the plan with their results; those whose result is
             ``None`` (unknown) keep their number but are not shown.
     """
+    cleaned = partial(clean, tokenizer)
+    chat = executor_chat(sub_task, feedback, listing or listed(tools, rendering, cleaned), cleaned)
+    return templated(tokenizer, chat.system, chat.turns)
+
+
+def executor_chat(
+    sub_task: SubTask, feedback: Sequence[tuple[SubTask, Any]], listing: str, cleaned: Clean
+) -> Chat:
+    """The conversation of `executor_prompt_text`; arguments as of `request_chat`."""
     lines = [
         f"Result {number} ({_one_line(earlier.tool)}): {json.dumps(result, ensure_ascii=False)}"
         for number, (earlier, result) in enumerate(feedback, 1)
         if result is not None
     ]
     lines.append("Sub-task: " + json.dumps(sub_task.to_json(), ensure_ascii=False))
-    content = clean(tokenizer, "\n".join(lines))
-    system = _system(EXECUTOR_SYSTEM, listing or tool_listing(tokenizer, tools, rendering))
-    return templated(tokenizer, system, [{"role": "user", "content": content}])
+    content = cleaned("\n".join(lines))
+    return Chat(_system(EXECUTOR_SYSTEM, listing), ({"role": "user", "content": content},))
 
 
 def _one_line(name: str | None) -> str:
@@ -171,7 +216,12 @@ def _one_line(name: str | None) -> str:
 
 def tool_listing(tokenizer: Any, tools: Sequence[ToolSpec], rendering: Rendering) -> str:
     """The tools as all prompts show them."""
-    return clean(tokenizer, render_tools(tools, rendering)) if tools else "(none)"
+    return listed(tools, rendering, partial(clean, tokenizer))
+
+
+def listed(tools: Sequence[ToolSpec], rendering: Rendering, cleaned: Clean) -> str:
+    """`tool_listing` where there is no tokenizer."""
+    return cleaned(render_tools(tools, rendering)) if tools else "(none)"
 
 
 def _system(instruction: str, listing: str) -> str:
