@@ -1,30 +1,43 @@
-"""The official BFCL v3 checkers in a process of their own.
+"""The official BFCL single-turn checkers, decoders and prompts, v3 or v4, in a process of their own.
 
-Run as ``python -I -S -B -X utf8 bfcl_worker.py WHEEL_DIR`` with BFCL_PROJECT_ROOT set: only the
-standard library and the unzipped wheel are importable. One JSON request per line comes in on
-standard input, one JSON reply per line goes out; what the package prints goes to standard error.
+Run as ``python -I -S -B -X utf8 bfcl_worker.py WHEEL_DIR`` with BFCL_PROJECT_ROOT set: only the standard
+library and the unzipped wheel are importable. One JSON request per line comes in on standard input, one
+JSON reply per line goes out; what the package prints goes to standard error. A reply repeats the number
+``request`` of its request.
 
-    {"op": "load", "categories": [...]}  →  {"items": [{"id", "category", "messages", "functions"}],
-                                             "counts": {category: n}, "version": "BFCL_v3"}
+    {"op": "load", "categories": […], "official_prompt": false}
+        → {"version": "BFCL_v4", "counts": {category: n}, "files": [path, …],
+           "items": [{"id", "category", "messages", "functions", "gold"}]}
+    {"op": "format_items"}                                                    (v4 only)
+        → {"version", "files", "items": [{"id", "category", "messages", "functions", "gold"}]}
     {"op": "score", "answers": [{"id", "category", "calls": [{"name", "arguments"}] | null}]}
-                                         →  {"verdicts": [{"id", "valid", "error_type", "error"}]}
+        → {"verdicts": [{"id", "valid", "error_type", "error"}]}
+    {"op": "score_texts", "answers": [{"id", "category", "text"}]}
+        → {"verdicts": [{"id", "valid", "error_type", "error", "calls": […] | null}]}
 
-Prompts get the package's own language hints and string types; the checkers get the original
-function documents. ``calls: null`` is an answer that could not be decoded. Calls are JSON values
-and stay values: no text is evaluated.
+A model is shown the package's language hints and string types; the checkers get the original function
+documents. ``calls: null`` is an answer that could not be decoded. Answers stay values: the package's
+decoder would run arithmetic in a text by ``eval``, which is replaced by `arithmetic`.
 """
 
 from __future__ import annotations
 
+import ast
+import copy
 import importlib
 import json
+import operator
+import os
 import sys
+import threading
+import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 MODEL = "local"  # the checker maps "_" in a model's name to "/", so there is none
-LANGUAGES = {"java": "Java", "javascript": "JavaScript"}
+ERROR_LENGTH = 600
 
 
 class _Absent(types.ModuleType):
@@ -36,12 +49,23 @@ class _Absent(types.ModuleType):
         return None
 
 
-def _stub_modules() -> None:
-    """Keeps vendor clients, tree_sitter and tenacity out: none takes part in checking."""
+class _NoLock:
+    """For ``filelock.FileLock``: the package's files are only read here, by one process."""
+
+    def __init__(self, *_: Any) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: Any) -> None: ...
+
+
+def stub_modules() -> None:
+    """Keeps vendor clients, tree_sitter, tenacity and filelock out: none takes part in checking."""
     config = types.ModuleType("bfcl_eval.constants.model_config")
     entry = types.SimpleNamespace(underscore_to_dot=False)
     config.MODEL_CONFIG_MAPPING = {MODEL: entry}  # type: ignore[attr-defined]
     sys.modules[config.__name__] = config
+    locks = types.ModuleType("filelock")
+    locks.FileLock = _NoLock  # type: ignore[attr-defined]
+    sys.modules[locks.__name__] = locks
     for name in (
         "tenacity",
         "bfcl_eval.model_handler.parser.java_parser",
@@ -51,106 +75,302 @@ def _stub_modules() -> None:
 
 
 class Official:
-    """The parts of the wheel that are used, and its data."""
+    """The parts of one wheel that are used, and its data."""
 
     def __init__(self, wheel: Path) -> None:
         sys.path.insert(0, str(wheel))
-        _stub_modules()
-        mapping = importlib.import_module("bfcl_eval.constants.category_mapping")
+        stub_modules()
+        self.categories = importlib.import_module("bfcl_eval.constants.category_mapping")
+        self.handler = importlib.import_module("bfcl_eval.model_handler.utils")
+        self.handler.eval = arithmetic  # type: ignore[attr-defined]  # hides the built-in one there
+        self.utils = importlib.import_module("bfcl_eval.utils")
         paths = importlib.import_module("bfcl_eval.constants.eval_config")
         checker = importlib.import_module("bfcl_eval.eval_checker.ast_eval.ast_checker")
-        handler = importlib.import_module("bfcl_eval.model_handler.utils")
-        self.utils = importlib.import_module("bfcl_eval.utils")
-        self.version: str = mapping.VERSION_PREFIX
-        self.files: dict[str, str] = mapping.TEST_FILE_MAPPING
+        self.check = checker.ast_checker
         self.questions: Path = paths.PROMPT_PATH
         self.answers: Path = paths.POSSIBLE_ANSWER_PATH
-        self.check = checker.ast_checker
-        self.add_hints = handler.func_doc_language_specific_pre_processing
+        self.version: str = self.categories.VERSION_PREFIX
+        self.newer = self.version != "BFCL_v3"
+        self._kept: dict[Any, Any] = {}
+
+    def file(self, category: str) -> Path:
+        return self.questions / f"{self.version}_{category}.json"
+
+    def collection(self, name: str) -> list[str]:
+        """The official categories of a group: single_turn, multi_turn, python, …"""
+        return list(self.categories.TEST_COLLECTION_MAPPING[name])
 
     def entries(self, category: str) -> list[dict[str, Any]]:
-        """The category's records as shipped, in the package's order."""
-        loaded = self.utils.load_file(self.questions / self.files[category], sort_by_id=True)
-        return list(loaded)
+        """The category's records as shipped, in the package's order; not to be changed."""
+        return self._once(
+            ("entries", category), lambda: self.utils.load_file(self.file(category), True)
+        )
+
+    def count(self, category: str) -> int:
+        with self.file(category).open(encoding="utf-8") as lines:
+            return sum(bool(line.strip()) for line in lines)
+
+    def shown(self, category: str) -> list[dict[str, Any]]:
+        """The same records with the documents as models see them."""
+        entries = copy.deepcopy(self.entries(category))
+        if self.newer:
+            return list(self.utils.add_language_specific_hint_to_function_doc(entries))
+        for entry in entries:
+            hinted = self.handler.func_doc_language_specific_pre_processing
+            entry["function"] = hinted(entry["function"], category)
+        return entries
+
+    def documents(self, category: str) -> dict[str, Any]:
+        return self._once(
+            ("documents", category),
+            lambda: {e["id"]: e["function"] for e in self.entries(category)},
+        )
 
     def gold(self, category: str) -> dict[str, Any]:
         """Accepted answers by id; empty for categories judged by the presence of a call."""
-        path = self.answers / self.files[category]
+        path = self.answers / self.file(category).name
         if not path.exists():
             return {}
-        return {r["id"]: r["ground_truth"] for r in self.utils.load_file(path)}
+        return self._once(
+            ("gold", category),
+            lambda: {r["id"]: r["ground_truth"] for r in self.utils.load_file(path)},
+        )
+
+    def language(self, category: str) -> Any:
+        """What the checker calls the category's language."""
+        name = "javascript" if "javascript" in category else "java" if "java" in category else ""
+        if self.newer:
+            return importlib.import_module("bfcl_eval.constants.enums").Language(name or "python")
+        return {"java": "Java", "javascript": "JavaScript"}.get(name, "Python")
+
+    def prompted(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
+        """The official messages for a model that is prompted with text; changes ``entry``."""
+        (turn,) = entry["question"]
+        built = self.handler.system_prompt_pre_processing_chat_model(
+            turn, entry["function"], entry["id"]
+        )
+        return list(built)
+
+    def decode(self, answer: dict[str, Any]) -> Any:
+        """What the official decoder reads out of a text; raises whatever it raises."""
+        text = answer["text"]
+        if not self.newer:
+            return self.handler.default_decode_ast_prompting(text, "Python")
+        form, tagged = "python", False
+        if ":" in answer["id"]:
+            configuration = answer["id"].split(":")[1]
+            form, tagged, *_ = self.handler.parse_prompt_variation_params(configuration)
+        formats = importlib.import_module("bfcl_eval.constants.enums").ReturnFormat
+        return self.handler.default_decode_ast_prompting(text, formats(form), tagged)
+
+    def _once(self, key: Any, load: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            self._kept[key] = load()
+        return self._kept[key]
 
 
 def load(official: Official, request: dict[str, Any]) -> dict[str, Any]:
     """The items of single-turn categories as a model sees them, and the size of every category."""
     items = []
     for category in request["categories"]:
-        for entry in official.entries(category):
+        gold = official.gold(category)
+        for entry in official.shown(category):
             (turn,) = entry["question"]
-            functions = official.add_hints(entry["function"], category)
-            items.append(
-                {
-                    "id": entry["id"],
-                    "category": category,
-                    "messages": turn,
-                    "functions": functions,
-                }
-            )
-    counts = {name: len(official.entries(name)) for name in official.files}
-    return {"items": items, "counts": counts, "version": official.version}
+            if request.get("official_prompt"):
+                turn = official.prompted(entry)
+            items.append(_item(entry["id"], category, turn, entry, gold.get(entry["id"])))
+    names = official.collection("single_turn") + official.collection("multi_turn")
+    counts = {name: official.count(name) for name in names}
+    return {**_provenance(official), "items": items, "counts": counts}
+
+
+def format_items(official: Official, _: dict[str, Any]) -> dict[str, Any]:
+    """Every item of format_sensitivity with the prompt of its configuration, its category."""
+    items = []
+    for entry in official.utils.load_dataset_entry("format_sensitivity"):
+        _, configuration, source = entry["id"].split(":")
+        gold = official.gold(source.rsplit("_", 1)[0])[source]
+        messages = official.prompted(entry)
+        items.append(_item(entry["id"], configuration, messages, entry, gold))
+    return {**_provenance(official), "items": items}
+
+
+def _item(name: str, category: str, messages: Any, entry: Any, gold: Any) -> dict[str, Any]:
+    return {
+        "id": name,
+        "category": category,
+        "messages": messages,
+        "functions": entry["function"],
+        "gold": gold,
+    }
+
+
+def _provenance(official: Official) -> dict[str, Any]:
+    """The version, and what of the package a score depends on, as paths within the wheel."""
+    wheel = official.questions.parents[1]
+    code = ["eval_checker/ast_eval/ast_checker.py", "model_handler/utils.py", "utils.py"]
+    files = [wheel / "bfcl_eval" / name for name in code]
+    for category in official.collection("single_turn"):
+        answers = official.answers / official.file(category).name
+        files += [p for p in (official.file(category), answers) if p.exists()]
+    return {"version": official.version, "files": [str(f.relative_to(wheel)) for f in files]}
 
 
 def score(official: Official, request: dict[str, Any]) -> dict[str, Any]:
     """One verdict per answer, in order."""
-    documents: dict[str, dict[str, Any]] = {}
-    gold: dict[str, dict[str, Any]] = {}
     verdicts = []
     for answer in request["answers"]:
-        category = answer["category"]
-        if category not in documents:
-            documents[category] = {e["id"]: e["function"] for e in official.entries(category)}
-            gold[category] = official.gold(category)
-        functions = documents[category][answer["id"]]
+        calls = answer["calls"]
+        decoded = None if calls is None else [{c["name"]: c["arguments"]} for c in calls]
+        verdicts.append({"id": answer["id"], **_verdict(official, answer, decoded)})
+    return {"verdicts": verdicts}
+
+
+def score_texts(official: Official, request: dict[str, Any]) -> dict[str, Any]:
+    """One verdict per text and what was read out of it, in order."""
+    verdicts = []
+    for answer in request["answers"]:
         try:
-            verdict = _verdict(official, answer, functions, gold[category])
-        except Exception as error:
-            raise RuntimeError(f"the checker failed on item {answer['id']}: {error!r}") from error
-        verdicts.append({"id": answer["id"], **verdict})
+            decoded, why = official.decode(answer), ""
+        except Exception as error:  # of the text: no call, by the official rule
+            decoded, why = None, repr(error)
+        verdict = _verdict(official, answer, decoded, why)
+        well_formed = official.utils.is_function_calling_format_output(decoded)
+        calls = [{"name": n, "arguments": a} for c in decoded for n, a in c.items()] \
+            if well_formed else None  # fmt: skip
+        verdicts.append({"id": answer["id"], **verdict, "calls": plain(calls)})
     return {"verdicts": verdicts}
 
 
 def _verdict(
-    official: Official, answer: dict[str, Any], functions: Any, gold: dict[str, Any]
+    official: Official, answer: dict[str, Any], decoded: Any, why: str = ""
 ) -> dict[str, Any]:
-    category, calls = answer["category"], answer["calls"]
-    decoded = None if calls is None else [{c["name"]: c["arguments"]} for c in calls]
+    category, name = answer["category"], answer["id"]
     if "relevance" in category:
-        called = not official.utils.is_empty_output(decoded)
-        wanted = "irrelevance" not in category
-        kind = "relevance_error:no_call" if wanted else "irrelevance_error:call"
-        return {"valid": called is wanted, "error_type": None if called is wanted else kind,
-                "error": ""}  # fmt: skip
+        return _relevance(category, not official.utils.is_empty_output(decoded), why)
     if decoded is None:
-        return {"valid": False, "error_type": "ast_decoder:decoder_failed", "error": ""}
-    language = LANGUAGES.get(category, "Python")
-    result = official.check(functions, decoded, gold[answer["id"]], language, category, MODEL)
+        return _wrong("ast_decoder:decoder_failed", why)
+    if not official.utils.is_function_calling_format_output(decoded):
+        return _wrong("ast_decoder:decoder_wrong_output_format", "")
+    if ":" in name:  # format_sensitivity: the original item's name also says what kind it is
+        name = category = name.split(":")[2]
+    source = name.rsplit("_", 1)[0]
+    try:
+        result = official.check(
+            official.documents(source)[name],
+            decoded,
+            official.gold(source)[name],
+            official.language(source),
+            category,
+            MODEL,
+        )
+    except Exception as error:
+        raise RuntimeError(f"the checker failed on item {name}: {error!r}") from error
     if result["valid"]:
         return {"valid": True, "error_type": None, "error": ""}
-    error = "; ".join(
-        e if isinstance(e, str) else json.dumps(e, default=str) for e in result["error"]
-    )
-    return {"valid": False, "error_type": result["error_type"], "error": error[:600]}
+    said = [e if isinstance(e, str) else json.dumps(e, default=str) for e in result["error"]]
+    return _wrong(result["error_type"], "; ".join(said))
+
+
+def _relevance(category: str, called: bool, why: str) -> dict[str, Any]:
+    if called == ("irrelevance" not in category):
+        return {"valid": True, "error_type": None, "error": ""}
+    if called:
+        return _wrong("irrelevance_error:decoder_success", "a call where no function fits")
+    return _wrong("relevance_error:decoder_failed", why or "no call")
+
+
+def _wrong(kind: str, error: str) -> dict[str, Any]:
+    return {"valid": False, "error_type": kind, "error": error[:ERROR_LENGTH]}
+
+
+def plain(value: Any) -> Any:
+    """A decoded value as JSON: tuples are lists; what JSON does not have, and keys, are text."""
+    if isinstance(value, dict):
+        return {str(key): plain(field) for key, field in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(element) for element in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    finite = isinstance(value, float) and value - value == 0
+    return value if finite else repr(value)
+
+
+OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+LARGE = 10**100
+
+
+def arithmetic(text: str) -> Any:
+    """The value of an expression of numbers, texts, lists and + - * / // % ** alone.
+
+    Raises:
+        ValueError: anything else (names, calls, attributes), and what would take time or memory.
+
+    >>> arithmetic("2 * 3 ** 2 - 1"), arithmetic("'a' + 'b'")
+    (17, 'ab')
+    """
+    return _value(ast.parse(text, mode="eval").body)
+
+
+def _value(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand)
+        case ast.List(elts=elements):
+            return [_value(e) for e in elements]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+            return _combined(type(op), _value(left), _value(right))
+    raise ValueError(f"not arithmetic on literals: {ast.unparse(node)[:80]}")
+
+
+def _combined(op: type, left: Any, right: Any) -> Any:
+    numbers = all(isinstance(v, int | float) and abs(v) < LARGE for v in (left, right))
+    if not numbers and op is not ast.Add:
+        raise ValueError("only + is evaluated on anything but numbers below 1e100")
+    if op is ast.Pow and abs(right) > 100:
+        raise ValueError("the exponent is too large to be evaluated")
+    return OPERATORS[op](left, right)
+
+
+def serve(operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]], replies: Any) -> None:
+    """Answers requests until standard input ends; any failure ends the process with a traceback."""
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    for line in sys.stdin:
+        request = json.loads(line)
+        reply = operations[request["op"]](request)
+        replies.write(json.dumps({**reply, "request": request.get("request")}) + "\n")
+        replies.flush()
+
+
+def _end_with_parent(parent: int) -> None:
+    """A killed parent closes our input, but only an idle worker would notice."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def main() -> int:
-    """Serves requests until standard input ends; any failure ends the process with a traceback."""
     replies, sys.stdout = sys.stdout, sys.stderr
     official = Official(Path(sys.argv[1]))
-    operations = {"load": load, "score": score}
-    for line in sys.stdin:
-        request = json.loads(line)
-        replies.write(json.dumps(operations[request["op"]](official, request)) + "\n")
-        replies.flush()
+    serve(
+        {
+            "load": lambda request: load(official, request),
+            "format_items": lambda request: format_items(official, request),
+            "score": lambda request: score(official, request),
+            "score_texts": lambda request: score_texts(official, request),
+        },
+        replies,
+    )
     return 0
 
 

@@ -1,26 +1,21 @@
-"""The harness's side of `bfcl_worker`: starts it, talks to it, and trusts none of it.
+"""The harness's side of `bfcl_worker`: the official single-turn checkers as functions.
 
 A worker that crashes, hangs or answers something else is an `EvaluationError` with the end of what
-it printed; it is never a score.
+it printed (`worker_process`); it is never a score.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cahl_core.errors import EvaluationError, StageInputError
+from cahl_core.evaluation.worker_process import WorkerProcess
 from cahl_core.records import ToolCall
 
 WORKER = Path(__file__).with_name("bfcl_worker.py")
-TAIL_LINES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +28,15 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class TextAnswer:
+    """A text in the official form of calls, for the official decoder."""
+
+    id: str
+    category: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The official judgement of one answer."""
 
@@ -42,8 +46,21 @@ class Verdict:
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class TextVerdict:
+    """The same of a text, with the calls that the official decoder read; ``None``: it read none."""
+
+    id: str
+    valid: bool
+    error_type: str | None
+    error: str
+    calls: tuple[ToolCall, ...] | None
+
+
 class BfclChecker:
-    """The official BFCL package as unzipped by `cahl fetch`.
+    """The official BFCL package, v3 or v4, as unzipped by `cahl fetch`.
+
+    One worker process serves all requests, started at the first; `close` ends it.
 
     Args:
         wheel: directory that holds ``bfcl_eval/``.
@@ -55,13 +72,20 @@ class BfclChecker:
         if not (wheel / "bfcl_eval").is_dir():
             raise StageInputError(f"{wheel} holds no BFCL package", "run: cahl fetch")
         self.wheel = wheel.absolute()
-        self.timeout = timeout
-        self.worker = worker
+        self._process = WorkerProcess(worker, [str(self.wheel)], timeout)
 
-    def load(self, categories: Sequence[str]) -> dict[str, Any]:
-        """``{"items": […], "counts": {category: n}, "version": str}``, documents as shipped."""
-        reply = self._ask({"op": "load", "categories": list(categories)})
-        return self._expect(reply, "items", "counts", "version")
+    def load(self, categories: Sequence[str], official_prompt: bool = False) -> dict[str, Any]:
+        """``version``, ``counts`` (category → all items), ``files`` (of the wheel, that a score
+        depends on) and ``items`` (id, category, messages, functions, gold) as a model sees them.
+
+        ``official_prompt``: messages with the system prompt for models that are prompted with text.
+        """
+        request = {"categories": list(categories), "official_prompt": official_prompt}
+        return self._ask("load", request, "items", "counts", "version", "files")
+
+    def format_items(self) -> dict[str, Any]:
+        """The same for format_sensitivity (v4); an item's category is its prompt configuration."""
+        return self._ask("format_items", {}, "items", "version", "files")
 
     def score(self, answers: Sequence[Answer]) -> list[Verdict]:
         """One verdict per answer, in the same order."""
@@ -73,61 +97,32 @@ class BfclChecker:
             }
             for a in answers
         ]
-        reply = self._expect(self._ask({"op": "score", "answers": sent}), "verdicts")
-        verdicts = [Verdict(**v) for v in reply["verdicts"]]
-        if [v.id for v in verdicts] != [a.id for a in answers]:
+        return [Verdict(**v) for v in self._verdicts("score", sent)]
+
+    def score_texts(self, answers: Sequence[TextAnswer]) -> list[TextVerdict]:
+        """One verdict per text, in the same order; Python categories and format_sensitivity only."""
+        sent = [{"id": a.id, "category": a.category, "text": a.text} for a in answers]
+        return [
+            TextVerdict(v["id"], v["valid"], v["error_type"], v["error"], _calls(v))
+            for v in self._verdicts("score_texts", sent)
+        ]
+
+    def close(self) -> None:
+        """Ends the worker; the next request starts another."""
+        self._process.close()
+
+    def _verdicts(self, operation: str, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        reply = self._ask(operation, {"answers": answers}, "verdicts")
+        verdicts: list[dict[str, Any]] = reply["verdicts"]
+        if [v["id"] for v in verdicts] != [a["id"] for a in answers]:
             raise EvaluationError("the BFCL worker's verdicts are not those of the answers sent")
         return verdicts
 
-    def _ask(self, request: dict[str, Any]) -> Any:
-        command = [sys.executable, "-I", "-S", "-B", "-X", "utf8"]
-        with tempfile.TemporaryDirectory(prefix="cahl-bfcl-") as scratch:
-            try:
-                done = subprocess.run(
-                    [*command, str(self.worker), str(self.wheel)],
-                    input=json.dumps(request) + "\n",
-                    capture_output=True,
-                    encoding="utf-8",
-                    errors="replace",
-                    timeout=self.timeout,
-                    cwd=scratch,
-                    env=_environment(scratch),
-                    check=False,
-                )
-            except subprocess.TimeoutExpired as error:
-                raise EvaluationError(
-                    f"the BFCL worker did not answer '{request['op']}' in {self.timeout:g} s"
-                    + _tail(error.stderr),
-                    "raise evaluate.checker_timeout if the machine is slow",
-                ) from error
-        if done.returncode != 0:
-            raise EvaluationError(
-                f"the BFCL worker ended with code {done.returncode} on '{request['op']}'"
-                + _tail(done.stderr),
-                "no score was recorded; fetch the package again if its files were changed",
-            )
-        try:
-            return json.loads(done.stdout)
-        except json.JSONDecodeError as error:
-            raise EvaluationError(
-                f"the BFCL worker answered '{request['op']}' with something that is not one "
-                f"JSON line ({error.msg}): {done.stdout[:200]!r}"
-            ) from error
-
-    @staticmethod
-    def _expect(reply: Any, *keys: str) -> dict[str, Any]:
-        if not isinstance(reply, dict) or any(key not in reply for key in keys):
-            raise EvaluationError(f"the BFCL worker's reply lacks {', '.join(keys)}")
-        return reply
+    def _ask(self, operation: str, request: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+        return self._process.ask({"op": operation, **request}, *keys)
 
 
-def _environment(scratch: str) -> dict[str, str]:
-    """Nothing of ours but what the interpreter itself may need to start."""
-    kept = {k: os.environ[k] for k in ("LD_LIBRARY_PATH",) if k in os.environ}
-    return {"BFCL_PROJECT_ROOT": scratch, **kept}
-
-
-def _tail(stderr: str | bytes | None) -> str:
-    text = stderr.decode(errors="replace") if isinstance(stderr, bytes) else stderr or ""
-    lines = text.strip().splitlines()[-TAIL_LINES:]
-    return "; it printed:\n    " + "\n    ".join(lines) if lines else ""
+def _calls(verdict: Mapping[str, Any]) -> tuple[ToolCall, ...] | None:
+    if verdict["calls"] is None:
+        return None
+    return tuple(ToolCall.from_json(c, verdict["id"]) for c in verdict["calls"])

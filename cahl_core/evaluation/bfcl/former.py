@@ -1,4 +1,6 @@
-"""BFCL v3 single-turn: items, the fixed stratified sample, and the scores.
+"""What `evaluate` used before `single`; goes when nothing imports it any more.
+
+BFCL v3 single-turn: items, the fixed stratified sample, and the scores.
 
 Official rules (the package's): an AST item is right iff its checker says so; an irrelevance item
 iff no call was decoded; a relevance item iff any was. An output that cannot be decoded therefore
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cahl_core.errors import ConfigError, EvaluationError
+from cahl_core.evaluation.bfcl.schemas import tool
 from cahl_core.evaluation.checker import BfclChecker, Verdict
 from cahl_core.evaluation.metrics import wilson
 from cahl_core.records import Message, ToolSpec
@@ -32,13 +35,6 @@ UNANSWERABLE = (
     "live_simple_106-63-0", "live_simple_112-68-0",
     "live_multiple_862-181-3", "live_multiple_964-207-0",
 )  # fmt: skip
-
-JSON_TYPES = {
-    "dict": "object",
-    "float": "number",
-    "tuple": "array",
-    **{t: t for t in ("string", "integer", "number", "boolean", "array", "object", "null")},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,38 +90,8 @@ def _item(record: Mapping[str, Any]) -> BfclItem:
         record["id"],
         record["category"],
         tuple(Message.from_json(m, where) for m in record["messages"]),
-        tuple(
-            ToolSpec(f["name"], f["description"], json_schema(f["parameters"]))
-            for f in record["functions"]
-        ),
+        tuple(tool(f) for f in record["functions"]),
     )
-
-
-def json_schema(schema: Any) -> dict[str, Any]:
-    """BFCL's parameter documents as JSON Schema, for prompts and validity; not for the checker.
-
-    ``dict`` is object, ``float`` number, ``tuple`` array; ``any`` and unknown names have no type.
-
-    >>> json_schema({"type": "tuple", "items": {"type": "float"}, "optional": True})
-    {'type': 'array', 'items': {'type': 'number'}}
-    """
-    if not isinstance(schema, Mapping):
-        return {}
-    result: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key == "type":
-            if value in JSON_TYPES:
-                result["type"] = JSON_TYPES[value]
-        elif key == "properties" and isinstance(value, Mapping):
-            result["properties"] = {name: json_schema(field) for name, field in value.items()}
-        elif key == "items":
-            result["items"] = json_schema(value)
-        elif key == "required":
-            if isinstance(value, list):
-                result["required"] = value
-        elif key != "optional":
-            result[key] = value
-    return result
 
 
 @dataclass(frozen=True, slots=True)
