@@ -1,0 +1,50 @@
+"""The real agent over a function that writes the texts: for tests of benchmarks, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cahl_core.config import ModelSettings
+from cahl_core.serving.agent import Agent
+from cahl_core.train_config import Form
+
+# (role, prompt, seed without its attempt's label) → text
+Writer = Callable[[str, str, str], str]
+
+
+class CharacterTokenizer:
+    chat_template = "yes"
+    added_tokens_decoder: Mapping[int, Any] = {}
+    all_special_tokens: Sequence[str] = ()
+
+    def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
+        return "".join(f"[{t['role']}]{t['content']}" for t in turns)
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in text]}
+
+
+@dataclass
+class Text:
+    text: str
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [0] * len(self.text)
+
+
+def scripted_agent(write: Writer, form: Form = "hierarchical", max_context: int = 1 << 20) -> Agent:
+    """An agent of the form whose every text is ``write(role, prompt, seed)``."""
+
+    def generate(
+        prompts: Sequence[Sequence[int]], role: str, *, seeds: Sequence[str], **_: Any
+    ) -> list[list[Text]]:
+        return [
+            [Text(write(role, "".join(map(chr, prompt)), seed.rpartition("/")[0]))]
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+
+    settings = ModelSettings(max_context=max_context, form=form)
+    return Agent(generate, CharacterTokenizer(), settings, plan_tokens=64, call_tokens=32)  # type: ignore[arg-type]
