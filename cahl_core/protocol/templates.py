@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from cahl_core.errors import ModelError
-from cahl_core.protocol.markers import REPLACEMENT, Markers, literal_markers
+from cahl_core.protocol.markers import REPLACEMENT, Markers, literal_markers, neutralise
 from cahl_core.protocol.parsing import TAGS, THINK_CLOSE, THINK_OPEN
 
 Turn = dict[str, str]
@@ -73,7 +73,18 @@ def templated(tokenizer: Any, system: str, turns: Sequence[Turn]) -> str:
         ModelError: the template refuses even a system text and alternating turns.
     """
     dialect = dialect_of(tokenizer)
-    arranged = _arranged(dialect, system, turns)
+    text = _prompt(tokenizer, dialect, _arranged(dialect, system, turns))
+    # only the template can have opened this block: data and our instructions cannot
+    if text.rfind(THINK_OPEN) > text.rfind(THINK_CLOSE):
+        text = _without_thinking(text)
+    return text
+
+
+def _without_thinking(text: str) -> str:
+    return f"{text.rstrip()}\n\n{THINK_CLOSE}\n\n"
+
+
+def _prompt(tokenizer: Any, dialect: Dialect, arranged: Sequence[Turn]) -> str:
     try:
         text = _rendered(tokenizer, dialect.template, arranged)
     except Exception as error:  # templates raise whatever their authors chose
@@ -81,10 +92,26 @@ def templated(tokenizer: Any, system: str, turns: Sequence[Turn]) -> str:
             f"the backbone's chat template refuses a prompt: {error}",
             "use an instruction-tuned backbone, or correct chat_template.jinja in its directory",
         ) from error
-    # only the template can have opened this block: data and our instructions cannot
-    if text.rfind(THINK_OPEN) > text.rfind(THINK_CLOSE):
-        text = f"{text.rstrip()}\n\n{THINK_CLOSE}\n\n"
     return text
+
+
+def conversation(tokenizer: Any, turns: Sequence[Turn]) -> str:
+    """The prompt of a conversation that has its own instructions, as the model's makers template it.
+
+    Nothing of ours is added and our tags are left as they are; only the tokenizer's special tokens are
+    kept out of what is said. A tool's turn is a user's where the template knows no tool.
+
+    Raises:
+        ModelError: the template refuses the conversation.
+    """
+    dialect = dialect_of(tokenizer)
+    said = [_turn(t["role"], neutralise(t["content"], dialect.special)) for t in turns]
+    if any(t["role"] == "tool" for t in said) and not _takes_tool(tokenizer, dialect.template):
+        said = [_turn("user", t["content"]) if t["role"] == "tool" else t for t in said]
+    leads = bool(said) and said[0]["role"] == "system"
+    system = said[0]["content"] if leads else None
+    text = _prompt(tokenizer, dialect, _arranged(dialect, system, said[leads:]))
+    return _without_thinking(text) if text.rstrip().endswith(THINK_OPEN) else text
 
 
 def clean(tokenizer: Any, text: str) -> str:
@@ -142,6 +169,11 @@ def _keeps(tokenizer: Any, template: str | None, turns: Sequence[tuple[str, str]
     return all(text.count(content) == 1 for _, content in turns)
 
 
+def _takes_tool(tokenizer: Any, template: str | None) -> bool:
+    turns = [("user", _USER), ("assistant", _ANSWER), ("tool", _AGAIN)]
+    return _keeps(tokenizer, template, turns)
+
+
 def _literals(tokenizer: Any, template: str | None, takes_system: bool) -> list[str]:
     """The constant parts of a rendered conversation."""
     turns = [("user", _USER), ("assistant", _ANSWER), ("user", _AGAIN)]
@@ -159,19 +191,19 @@ def _turn(role: str, content: str) -> Turn:
     return {"role": role, "content": content}
 
 
-def _arranged(dialect: Dialect, system: str, turns: Sequence[Turn]) -> list[Turn]:
+def _arranged(dialect: Dialect, system: str | None, turns: Sequence[Turn]) -> list[Turn]:
     """The turns in an order and with roles that the template accepts; no text is left out."""
+    lead = [] if system is None else [_turn("system", system)]
     if dialect.takes_system and dialect.takes_repeats:
-        return [_turn("system", system), *turns]
-    if not dialect.takes_system:
+        return [*lead, *turns]
+    if not dialect.takes_system and system is not None:
         turns, lead = [_turn("user", system), *turns], []
     else:
-        lead = [_turn("system", system)]
         if turns and turns[0]["role"] == "assistant":
             turns = [_turn("user", "(the conversation begins with an answer)"), *turns]
     merged: list[Turn] = []
     for turn in turns:
-        leads = len(merged) == 1 and not dialect.takes_system
+        leads = len(merged) == 1 and not dialect.takes_system and system is not None
         if merged and (leads or not dialect.takes_repeats) and merged[-1]["role"] == turn["role"]:
             merged[-1] = _turn(turn["role"], f"{merged[-1]['content']}\n\n{turn['content']}")
         else:
