@@ -1,6 +1,7 @@
-"""One accepted answer per BFCL item, written down from the package's answer files.
+"""One accepted answer per BFCL item, written down from the package's answer files, v3 or v4.
 
-Only for tests: a perfect model to put through the whole harness.
+Only for tests: a perfect model to put through the whole harness, as calls and in the official forms of
+text.
 """
 
 from __future__ import annotations
@@ -8,17 +9,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape, quoteattr
 
-from cahl_core.evaluation.bfcl import AST
+from cahl_core.evaluation.bfcl.formulas import V3, V4
 from cahl_core.records import ToolCall
 
 
 def gold_calls(wheel: Path, category: str) -> dict[str, tuple[ToolCall, ...]]:
     """The first accepted answer of every item of an AST category, optional arguments left out."""
-    assert category in AST
+    assert category in (*V3.ast, *V4.ast)
     data = wheel / "bfcl_eval" / "data"
-    questions = _records(data / f"BFCL_v3_{category}.json")
-    answers = _records(data / "possible_answer" / f"BFCL_v3_{category}.json")
+    (path,) = data.glob(f"BFCL_v?_{category}.json")
+    questions = _records(path)
+    answers = _records(data / "possible_answer" / path.name)
     return {
         item: tuple(
             _call(call, questions[item]["function"], category)
@@ -35,6 +38,7 @@ def _records(path: Path) -> dict[str, Any]:
 
 def _call(accepted: dict[str, Any], documents: list[dict[str, Any]], category: str) -> ToolCall:
     ((name, parameters),) = accepted.items()
+    category = category.removeprefix("simple_")
     # with one document the checker never looks at the answer's name, and some differ
     documented = documents[0] if len(documents) == 1 else _named(documents, name)
     document = documented["parameters"]
@@ -100,3 +104,60 @@ def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def official_text(calls: tuple[ToolCall, ...], form: str = "python", tagged: bool = False) -> str:
+    """Calls as a model writes them in an official form of answer, with the tag where one is due."""
+    text = {
+        "python": _python, "json": _json, "verbose_xml": _verbose, "concise_xml": _concise
+    }[form](calls)  # fmt: skip
+    return f"<TOOLCALL>{text}</TOOLCALL>" if tagged else text
+
+
+def _python(calls: tuple[ToolCall, ...]) -> str:
+    written = (
+        f"{c.name}({', '.join(f'{k}={v!r}' for k, v in c.arguments.items())})" for c in calls
+    )
+    return f"[{', '.join(written)}]"
+
+
+def _json(calls: tuple[ToolCall, ...]) -> str:
+    return "```json\n" + json.dumps(
+        [{"function": c.name, "parameters": c.arguments} for c in calls]
+    ) + "\n```"  # fmt: skip
+
+
+def _verbose(calls: tuple[ToolCall, ...]) -> str:
+    functions = "".join(
+        f"<function name={quoteattr(c.name)}><params>"
+        + "".join(
+            f'<param name={quoteattr(k)} value={quoteattr(_raw(v))} type="{_kind(v)}"/>'
+            for k, v in c.arguments.items()
+        )
+        + "</params></function>"
+        for c in calls
+    )
+    return f"<functions>{functions}</functions>"
+
+
+def _concise(calls: tuple[ToolCall, ...]) -> str:
+    functions = "".join(
+        f"<function name={quoteattr(c.name)}>"
+        + "".join(
+            f'<param name={quoteattr(k)} type="{_kind(v)}">{escape(_raw(v))}</param>'
+            for k, v in c.arguments.items()
+        )
+        + "</function>"
+        for c in calls
+    )
+    return f"<functions>{functions}</functions>"
+
+
+def _raw(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "string", bool: "boolean", int: "integer", float: "float", list: "array",
+             dict: "dict", type(None): "null"}  # fmt: skip
+    return kinds[type(value)]
