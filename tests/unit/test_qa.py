@@ -294,11 +294,12 @@ def test_a_broken_backend_ends_the_evaluation_and_is_shown_to_no_model(tmp_path:
 
 
 def test_a_prompt_that_becomes_too_long_is_told_apart(tmp_path: Path) -> None:
-    script = Script(*[execution_text((search("x"),))] * 4)
-    agent = scripted_agent(script, "low_only", max_context=700)
-    long = bench(tmp_path, backend=Backend(), limits=Limits())
-    (record,), (score,) = run(long, agent)
-    assert score.outcome == "prompt_too_long" and score.correct == 0 and len(record["runs"]) < 5
+    script = Script(execution_text((search("long " * 50),)))  # its title alone fills the context
+    agent = scripted_agent(script, "low_only", max_context=900)
+    (record,), (score,) = run(bench(tmp_path, backend=Backend()), agent)
+    assert (score.outcome, score.error_type, score.correct) == ("prompt_too_long",) * 2 + (0.0,)
+    assert [r["tool"] for r in record["runs"]] == [True, True, False]
+    assert score.scores["searches"] == 1
 
 
 def test_the_mode_is_part_of_what_records_are_kept_under(tmp_path: Path) -> None:
