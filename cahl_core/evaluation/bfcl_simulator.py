@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,19 @@ class BfclSimulator:
         reply = self._ask(opening, self.timeout, "messages", "visible", "state")
         self._samples[key] = _Sample(opening, [], reply["state"])
         return Opened(reply["messages"], reply["visible"])
+
+    @contextmanager
+    def opened(self, samples: Mapping[str, str]) -> Iterator[None]:
+        """Samples (key → item) that are open inside the block and freed after it."""
+        try:
+            for key, item in samples.items():
+                self.open(key, item)
+            yield
+        except BaseException:
+            self.end()  # whatever state the worker is in, the next block has a fresh one
+            raise
+        for key in samples:
+            self.close(key)
 
     def call(self, key: str, call: ToolCall) -> CallResult:
         """Executes one call on the sample's simulators."""

@@ -20,92 +20,32 @@ of the package's globals again.
 
 from __future__ import annotations
 
-import ast
 import copy
 import hashlib
-import importlib
 import importlib.util
-import inspect
 import json
 import keyword
 import re
 import resource
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+def _beside(name: str) -> Any:
+    """A file of this folder, which is not, and must not be, on the search path."""
+    spec: Any = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+parts = _beside("bfcl_official")
 
 MEMORY_BYTES = 4 << 30
 FAILS = "call_of_no_tool()"  # a name the checker does not know: the call counts, and fails
 UNSEEN = ("_random", "_api_description", "_last_modified")  # not what a call is said to change
-
-
-class Official:
-    """The parts of the wheel that are used, and its data by item."""
-
-    def __init__(self, wheel: Path) -> None:
-        sys.path.insert(0, str(wheel))
-        self.checker = _part("eval_checker.multi_turn_eval.multi_turn_checker")
-        self.executor = _part("eval_checker.multi_turn_eval.multi_turn_utils")
-        self.prompts = _part("constants.default_prompts")
-        self.paths = _part("constants.eval_config")
-        self.utils = _part("utils")
-        self.mapping = _part("constants.category_mapping")
-        self.version: str = self.mapping.VERSION_PREFIX
-        self.entries: dict[str, dict[str, Any]] = {}
-        self.gold: dict[str, Any] = {}
-        self.loaded: dict[str, list[str]] = {}
-        self.methods: dict[str, dict[str, Any]] = {}
-
-    def category(self, name: str) -> list[dict[str, Any]]:
-        """The items of a category in the package's order, documents filled in by its own loader."""
-        if name not in self.loaded:
-            entries, gold = self._v3(name) if self.version == "BFCL_v3" else self._v4(name)
-            self.loaded[name] = [e["id"] for e in entries]
-            self.entries |= {e["id"]: e for e in entries}
-            self.gold |= gold
-        return [self.entries[i] for i in self.loaded[name]]
-
-    def _v4(self, name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        entries = self.utils.load_dataset_entry(name)
-        answers = self.utils.load_ground_truth_entry(name)
-        prefix = "memory" if name.startswith("memory") else name
-        gold = {name + a["id"].removeprefix(prefix): a["ground_truth"] for a in answers}
-        return entries, gold
-
-    def _v3(self, name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        sys.modules.setdefault(
-            "bfcl_eval.eval_checker.eval_runner_helper", _holder(load_file=self.utils.load_file)
-        )
-        file = self.mapping.TEST_FILE_MAPPING[name]
-        entries = self.utils.load_file(self.paths.PROMPT_PATH / file, sort_by_id=True)
-        entries = _part("_llm_response_generation").process_multi_turn_test_case(entries)
-        hints = _part("model_handler.utils").func_doc_language_specific_pre_processing
-        for entry in entries:
-            hints(entry["function"], name)
-        answers = self.utils.load_file(self.paths.POSSIBLE_ANSWER_PATH / file)
-        return entries, {a["id"]: a["ground_truth"] for a in answers}
-
-    def entry(self, item: str) -> dict[str, Any]:
-        """One item, whether or not its category was asked for before."""
-        if item not in self.entries:
-            self.category(item.rsplit("_", 1)[0].removesuffix("_prereq"))
-        return self.entries[item]
-
-    def simulator(self, class_name: str) -> Any:
-        """The class of that name."""
-        module = importlib.import_module(self.executor.CLASS_FILE_PATH_MAPPING[class_name])
-        return getattr(module, class_name)
-
-    def functions(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """The public methods of an item's classes, as functions of the instance."""
-        found: dict[str, Any] = {}
-        for class_name in entry["involved_classes"]:
-            if class_name not in self.methods:
-                self.methods[class_name] = dict(_public(self.simulator(class_name)))
-            found |= self.methods[class_name]
-        return found
 
 
 class Sample:
@@ -115,7 +55,7 @@ class Sample:
     back, and of two methods with one name the later class's counts.
     """
 
-    def __init__(self, official: Official, item: str, memory: Any, folder: Path) -> None:
+    def __init__(self, official: Any, item: str, memory: Any, folder: Path) -> None:
         self.entry, self.folder = official.entry(item), folder
         self.instances: dict[str, Any] = {}
         self.methods: dict[str, Any] = {}
@@ -126,7 +66,7 @@ class Sample:
                     self._seed(class_name, memory), long_context="long_context" in item
                 )
             self.instances[class_name] = instance
-            self.methods |= {n: m for n, m in _public(instance)}
+            self.methods |= dict(parts.public(instance))
 
     def _seed(self, class_name: str, memory: Any) -> Any:
         if not class_name.startswith("MemoryAPI"):
@@ -156,7 +96,7 @@ class Sample:
 class Worker:
     """The operations."""
 
-    def __init__(self, official: Official) -> None:
+    def __init__(self, official: Any) -> None:
         self.official = official
         self.samples: dict[str, Sample] = {}
         self.used = 0
@@ -165,7 +105,9 @@ class Worker:
         documents: dict[str, int] = {}
         items, official = [], self.official
         for category in request["categories"]:
-            items += [_item(e, category, official, documents) for e in official.category(category)]
+            items += [
+                parts.item(e, category, official, documents) for e in official.category(category)
+            ]
         counts = {name: len(official.loaded[name]) for name in request["categories"]}
         return {
             "version": official.version,
@@ -185,7 +127,7 @@ class Worker:
             return {"messages": None, "visible": None, "state": sample.state()}
         (instance,) = sample.instances.values()
         kind, question = request["id"].rsplit("_", 1)[0], copy.deepcopy(sample.entry["question"])
-        instruct = _part("model_handler.utils").add_memory_instruction_system_prompt
+        instruct = parts.part("model_handler.utils").add_memory_instruction_system_prompt
         shown = instruct(question, kind, sample.entry["scenario"], instance)
         visible = instance._dump_core_memory_to_context()
         return {"messages": shown, "visible": visible, "state": sample.state()}
@@ -213,31 +155,32 @@ class Worker:
 
     def _verdict(self, item: str, turns: list[list[list[Any]]]) -> dict[str, Any]:
         entry, gold = self.official.entry(item), self.official.gold[item]
-        if len(turns) != len(gold):
-            return _judged(
-                item, False, "multi_turn:force_terminated", f"{len(turns)} turns", len(turns)
-            )
+        if len(turns) > len(gold):
+            raise ValueError(f"{item} has {len(gold)} turns, its answer {len(turns)}")
         known = self.official.functions(entry)
         written = [[[_written(c, known) for c in step] for step in turn if step] for turn in turns]
         self.used += 1
         name = f"sample{self.used}"
         try:
             found = self.official.checker.multi_turn_checker(
-                written, gold, entry, item.rsplit("_", 1)[0], name
+                written, gold[: len(turns)], entry, item.rsplit("_", 1)[0], name
             )
         finally:
             for key in self._instances(f"{name}_"):
                 del vars(self.official.executor)[key]
-        if found["valid"]:
-            return _judged(item, True, None, "", len(gold))
-        return _judged(item, False, found["error_type"], _reason(found), _turn(found))
+        if not found["valid"]:
+            return _judged(item, False, found["error_type"], _reason(found), _turn(found))
+        if len(turns) < len(gold):  # the official runner asks for this before it checks
+            error = f"{len(turns)} of {len(gold)} turns"
+            return _judged(item, False, "multi_turn:force_terminated", error, len(turns))
+        return _judged(item, True, None, "", len(gold))
 
     def _instances(self, start: str = "") -> list[str]:
         names = vars(self.official.executor)
         return [n for n in names if n.startswith(start) and n.lower().endswith("_instance")]
 
     def judge(self, request: dict[str, Any]) -> dict[str, Any]:
-        check = _part("eval_checker.agentic_eval.agentic_checker").agentic_checker
+        check = parts.part("eval_checker.agentic_eval.agentic_checker").agentic_checker
         verdicts = []
         for answer in request["answers"]:
             self.official.entry(answer["id"])
@@ -250,40 +193,6 @@ class Worker:
         return {"open": len(self.samples), "instances": len(self._instances())}
 
 
-def _item(
-    entry: dict[str, Any], category: str, official: Official, documents: dict[str, int]
-) -> dict[str, Any]:
-    def numbers(functions: list[dict[str, Any]]) -> list[int]:
-        return [documents.setdefault(json.dumps(f), len(documents)) for f in functions]
-
-    gold = official.gold.get(entry["id"])
-    calls = None
-    if "multi_turn" in category:
-        calls = [[_parsed(text, official.functions(entry)) for text in turn] for turn in gold]
-    return {
-        "id": entry["id"],
-        "category": category,
-        "scenario": entry.get("scenario"),
-        "depends_on": entry.get("depends_on"),
-        "question": entry["question"],
-        "functions": numbers(entry["function"]),
-        "held_back": {t: numbers(f) for t, f in entry.get("missed_function", {}).items()},
-        "seed": hashlib.sha256(json.dumps(entry.get("initial_config")).encode()).hexdigest(),
-        "gold": gold,
-        "gold_calls": calls,
-    }
-
-
-def _parsed(text: str, owners: dict[str, Any]) -> dict[str, Any]:
-    """A gold call as JSON: positional arguments get the names they have in the method."""
-    call: Any = ast.parse(text, mode="eval").body
-    name = call.func.id
-    values = [ast.literal_eval(a) for a in call.args]
-    named = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    bound = inspect.signature(owners[name]).bind(None, *values, **named).arguments
-    return {"name": name, "arguments": dict(list(bound.items())[1:])}
-
-
 def _written(call: Any, known: dict[str, Any]) -> str:
     """The call as the checker's executor reads it; nothing of it but literals is a model's text."""
     if call is None or call["name"] not in known or not all(map(_identifier, call["arguments"])):
@@ -294,11 +203,6 @@ def _written(call: Any, known: dict[str, Any]) -> str:
 
 def _identifier(name: str) -> bool:
     return name.isidentifier() and not keyword.iskeyword(name)
-
-
-def _public(owner: Any) -> Iterator[tuple[str, Any]]:
-    kind = inspect.isfunction if inspect.isclass(owner) else inspect.ismethod
-    return ((n, m) for n, m in inspect.getmembers(owner, kind) if not n.startswith("_"))
 
 
 def _text(result: Any) -> str:
@@ -359,31 +263,12 @@ def _reason(found: dict[str, Any]) -> str:
     return found["error_message"] + (f" {shown}" if shown else "")
 
 
-def _part(name: str) -> Any:
-    return importlib.import_module(f"bfcl_eval.{name}")
-
-
-def _holder(**names: Any) -> Any:
-    module = type(sys)("holder")
-    vars(module).update(names)
-    return module
-
-
-def _stubs() -> Any:
-    """The file beside this one: its folder is not, and must not be, on the search path."""
-    path = Path(__file__).with_name("bfcl_stubs.py")
-    spec: Any = importlib.util.spec_from_file_location("bfcl_stubs", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def main() -> int:
     """Serves requests until standard input ends; any failure ends the process with a traceback."""
     replies, sys.stdout = sys.stdout, sys.stderr
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    _stubs().install(Path(sys.argv[2]))
-    worker = Worker(Official(Path(sys.argv[1])))
+    _beside("bfcl_stubs").install(Path(sys.argv[2]))
+    worker = Worker(parts.Official(Path(sys.argv[1])))
     for line in sys.stdin:
         request = json.loads(line)
         reply = getattr(worker, request["op"])(request)
