@@ -42,7 +42,7 @@ class ServedAgent:
         """
         card = read_json(folder / CARD)
         settings = ModelSettings.model_validate(card["model"])
-        team = _team(folder, card, settings)
+        team = stored_team(folder, card, settings)
         flat = settings.form != "hierarchical"
 
         def build(temperature: float, max_tokens: int | None) -> Agent:
@@ -120,8 +120,12 @@ def _checked(params: Mapping[str, Any]) -> tuple[float, int | None]:
     return float(temperature), int(tokens) or None
 
 
-def _team(folder: Path, card: Mapping[str, Any], settings: ModelSettings) -> Team:
-    """The roles of the model's form, with their adapters or whole."""
+def stored_team(folder: Path, card: Mapping[str, Any], settings: ModelSettings) -> Team:
+    """The roles of the model's form, with their adapters or whole.
+
+    Raises:
+        ModelError: weights are missing, or the backbone is another one.
+    """
     from cahl_core.policy.team import load_team
 
     roles = roles_of(settings.form)
