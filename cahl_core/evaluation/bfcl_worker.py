@@ -34,8 +34,9 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 MODEL = "local"  # the checker maps "_" in a model's name to "/", so there is none
 ERROR_LENGTH = 600
 
@@ -103,7 +104,7 @@ class Official:
     def entries(self, category: str) -> list[dict[str, Any]]:
         """The category's records as shipped, in the package's order; not to be changed."""
         return self._once(
-            ("entries", category), lambda: self.utils.load_file(self.file(category), True)
+            ("entries", category), lambda: list(self.utils.load_file(self.file(category), True))
         )
 
     def count(self, category: str) -> int:
@@ -163,10 +164,11 @@ class Official:
         formats = importlib.import_module("bfcl_eval.constants.enums").ReturnFormat
         return self.handler.default_decode_ast_prompting(text, formats(form), tagged)
 
-    def _once(self, key: Any, load: Callable[[], Any]) -> Any:
+    def _once(self, key: tuple[str, str], load: Callable[[], T]) -> T:
         if key not in self._kept:
             self._kept[key] = load()
-        return self._kept[key]
+        kept: T = self._kept[key]
+        return kept
 
 
 def load(official: Official, request: dict[str, Any]) -> dict[str, Any]:
