@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import random
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -306,3 +309,48 @@ def test_kinds_of_text_without_a_call() -> None:
         ("   ", "execution_failure"),
     ):
         assert text_outcome(text, None, tools) == kind, text
+
+
+RUNNER = Path(__file__).with_name("bfcl_runner_worker.py")
+
+
+def _spoiled(text: str, rng: random.Random) -> str:
+    """A text with a few small edits, most of which leave something that can be read."""
+    for _ in range(rng.randrange(4)):
+        place = rng.randrange(len(text))
+        piece = rng.choice(["", "1", "'", '"', " ", "[", "]", ",", "=", "x", "-", ".0", "None"])
+        text = text[:place] + piece + text[place + rng.randrange(2) :]
+    return rng.choice([text, text, text, text.upper(), f"`{text}`", text.replace("'", '"')])
+
+
+def test_verdicts_on_spoiled_texts_are_those_of_the_packages_own_evaluation(
+    formats: BfclFormatSensitivity, bfcl_v4_wheel: Path, tmp_path: Path
+) -> None:
+    rng = random.Random(1)
+    prompted = BfclOfficialPrompt(bfcl_v4_wheel, 120, "v4")
+    gold = _gold(formats)
+    texts: list[tuple[str, str, str]] = []
+    for item in prompted.items()[::2]:
+        calls = gold.get(item.id, (ToolCall("some.function", {"a": [1.5, "b"]}),))
+        texts.append((item.id, item.category, _spoiled(official_text(calls), rng)))
+    for item in formats.items()[::7]:
+        _, configuration, source = item.id.split(":")
+        options = dict(pair.split("=") for pair in configuration.split("&"))
+        written = official_text(
+            gold[source], options["ret_fmt"], options["tool_call_tag"] == "True"
+        )
+        texts.append((item.id, "format_sensitivity", _spoiled(written, rng)))
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(RUNNER), str(bfcl_v4_wheel)],
+        input=json.dumps(texts),
+        capture_output=True,
+        encoding="utf-8",
+        env={"BFCL_PROJECT_ROOT": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = json.loads(done.stdout)
+    ours = formats.checker.score_texts([TextAnswer(*text) for text in texts])
+    prompted.close()
+    assert [v.valid for v in ours] == theirs
+    assert 0.2 < sum(theirs) / len(theirs) < 0.8  # of both kinds enough
