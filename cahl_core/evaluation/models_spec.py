@@ -140,11 +140,6 @@ def parse_model(text: str) -> ModelSpec:
         spec = _endpoint(text, given)
     else:
         raise ConfigError(f"'{text}' names no model", ALLOWED)
-    if not LABEL.fullmatch(spec.label):
-        raise ConfigError(
-            f"'{spec.label}' cannot name a model in reports and files",
-            "use letters, digits, '.', '_' and '-', at most 80: NAME=MODEL",
-        )
     if spec.label.casefold() in PROJECT and spec.place != spec.label:
         raise ConfigError(
             f"'{spec.label}' is the project's own model", f"{text} needs another name"
@@ -154,7 +149,16 @@ def parse_model(text: str) -> ModelSpec:
 
 def _named(text: str) -> tuple[str | None, str]:
     match = NAMED.fullmatch(text)
-    return (match["label"], match["model"]) if match else (None, text)
+    return (_safe_label(match["label"]), match["model"]) if match else (None, text)
+
+
+def _safe_label(label: str) -> str:
+    if not LABEL.fullmatch(label):
+        raise ConfigError(
+            f"'{label}' cannot name a model in reports and files",
+            "use letters, digits, '.', '_' and '-', at most 80: NAME=MODEL",
+        )
+    return label
 
 
 def _huggingface(text: str, given: str | None) -> ModelSpec:
@@ -191,7 +195,10 @@ def _registered(text: str, given: str | None) -> ModelSpec:
 
 def _endpoint(text: str, given: str | None) -> ModelSpec:
     place, pairs = _split(text)
-    parts = urlsplit(place)
+    try:
+        parts = urlsplit(place)
+    except ValueError as error:
+        raise ConfigError(f"'{place}' is not a URL: {error}", "write http(s)://HOST/v1") from error
     if "@" in parts.netloc:
         raise ConfigError(
             "the model's URL holds a user name or password",  # which is not repeated here
@@ -226,7 +233,7 @@ def _label(pairs: dict[str, str], given: str | None, text: str) -> str | None:
     label = pairs.pop("label", None)
     if label is not None and given is not None:
         raise ConfigError(f"{text} is named twice: {given} and {label}", "keep one name")
-    return given if label is None else label
+    return given if label is None else _safe_label(label)
 
 
 def _options(kind: type[T], pairs: dict[str, str], text: str) -> T:
