@@ -50,7 +50,7 @@ class NoLock:
 
 
 class BM25Plus:
-    """BM25+ (Lv and Zhai, 2011) with k1 1.5, b 0.75, delta 1, over lists of words.
+    """BM25+ (Lv and Zhai, 2011) with k1 1.5, b 0.75, delta 1, over lists of words (at least one).
 
     ``get_scores(query)`` gives one number per text of the corpus. Equal to version 0.2.2 of the package
     rank-bm25 bit by bit, which also refuses an empty corpus with a `ZeroDivisionError`.

@@ -45,7 +45,9 @@ class Player:
         result = AgentResult(plan_text(plan), plan)
         for number, asked in enumerate(plan.sub_tasks):
             made = steps[number] if number < len(steps) else ()
-            self._step(request, result, asked, number, execution_text(made, self.words(request.seed)))
+            self._step(
+                request, result, asked, number, execution_text(made, self.words(request.seed))
+            )
         return result
 
     def _flat(self, request: Request) -> AgentResult:
@@ -55,11 +57,15 @@ class Player:
         if self.form == "single_level":
             result.plan = Plan(tuple(map(sub_task, made)))
             result.plan_text = plan_text(result.plan)
-        self._step(request, result, WHOLE_REQUEST, 0, execution_text(made, self.words(request.seed)))
+        self._step(
+            request, result, WHOLE_REQUEST, 0, execution_text(made, self.words(request.seed))
+        )
         return result
 
     @staticmethod
-    def _step(request: Request, result: AgentResult, asked: SubTask, number: int, text: str) -> None:
+    def _step(
+        request: Request, result: AgentResult, asked: SubTask, number: int, text: str
+    ) -> None:
         execution = parse_execution(text)
         plan = result.plan if isinstance(result.plan, Plan) else Plan(())
         returned = request.results(plan, number, execution.calls) if request.results else None
