@@ -91,7 +91,7 @@ def load() -> dict[str, Any]:
 
 
 def comparable(benchmark: str, backbone: str, billions: float | None = None) -> list[ProtocolRows]:
-    """Published rows to show beside a model, one entry per protocol that has rows for the benchmark.
+    """Published rows to show beside a model, one entry per protocol that has fitting rows.
 
     Rows of the same base model always, official ones first; models near in size, closely where there are
     such rows and otherwise within a factor of 5 or the nearest there are; the method's own rows always.
@@ -108,14 +108,16 @@ def comparable(benchmark: str, backbone: str, billions: float | None = None) -> 
         rows = [Row(**r) for r in load()["rows"] if r["protocol"] == key]
         chosen, statement = _choose(rows, base_name(backbone), size)
         columns = tuple(Column(c["key"], c["title"], tuple(c["ours"])) for c in protocol["columns"])
+        if not chosen or (_far(chosen, size) and not any(c.ours for c in columns)):
+            continue  # nothing of ours to put beside models of another kind
         sentence = protocol["comparability"]
         found.append(ProtocolRows(key, protocol["title"], columns, sentence, statement, chosen))
     return found
 
 
-def source_text(row: Row) -> str:
-    """Where a row is from: work, commit or arXiv identifier, kind."""
-    source = load()["sources"][row.source]
+def source_text(name: str) -> str:
+    """Where rows of a source are from: work, commit or arXiv identifier, kind."""
+    source = load()["sources"][name]
     where = [f"arXiv {source['arxiv']}"] if "arxiv" in source else []
     where += [f"commit {source['commit']} of {source['date']}"] if "commit" in source else []
     return "; ".join([source["what"], *where, source["kind"]])
@@ -181,6 +183,14 @@ def _near(rows: Sequence[Row], size: float | None, beside: bool) -> tuple[list[R
     rows = [r for d, r in sized if d <= closest + 1e-9]
     factor = max(rows[0].billions or 0, size) / min(rows[0].billions or size, size)
     return rows, f"the nearest in size, {rows[0].billions:g}B, differ by a factor of {factor:.0f}"
+
+
+def _far(rows: Sequence[tuple[Relation, Row]], size: float | None) -> bool:
+    """Whether all rows are there only because no nearer one is."""
+    sizes = [row.billions for relation, row in rows if relation == "near in size"]
+    return len(sizes) == len(rows) and all(
+        b and size and abs(math.log(b / size)) > math.log(NEAR) for b in sizes
+    )
 
 
 def _rows(count: int) -> str:

@@ -1,0 +1,367 @@
+"""Two evaluations against each other: protocol differences first, then paired differences and flips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cahl_core.errors import DataError
+from cahl_core.evaluation import results_file
+from cahl_core.evaluation.report import examples
+from cahl_core.evaluation.report.benchmark import changed
+from cahl_core.evaluation.report.document import (
+    Block,
+    Chart,
+    Fold,
+    Heading,
+    Mark,
+    Prose,
+    Table,
+    console,
+    markdown,
+    slug,
+)
+from cahl_core.evaluation.report.numbers import DASH, MEASURES, difference_row, percent, signed
+from cahl_core.evaluation.report.page import page
+from cahl_core.evaluation.results_file import Line, Results
+from cahl_core.evaluation.statistics import paired
+from cahl_core.files import atomic_file, dump_json
+
+# Settings that change what every model is asked, or how its texts are drawn; what only some benchmarks
+# depend on (search, judge) is in their protocols.
+ASKED = ("tokens", "max_context", "tool_rendering", "temperature", "samples")
+SECTIONS = ("evaluate", "model")
+SHOWN = 160  # characters of a value in the table of differences
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is not the same on both sides.
+
+    Attributes:
+        benchmark: that it concerns, empty for all.
+        matters: it changes what is measured, so that scores are not comparable.
+    """
+
+    benchmark: str
+    what: str
+    one: str
+    other: str
+    matters: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One benchmark with one model of each side.
+
+    Attributes:
+        models: label of each side.
+        reasons: why the two are not comparable; empty where they are.
+        found: `statistics.paired`; ``None`` where the items differ.
+        better, worse: items that changed, with both texts.
+    """
+
+    benchmark: str
+    title: str
+    models: tuple[str, str]
+    reasons: list[str]
+    found: dict[str, Any] | None
+    better: list[Fold] = field(default_factory=list)
+    worse: list[Fold] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`compare`'s result."""
+
+    sides: tuple[str, str]
+    differences: list[Difference]
+    parts: list[Compared]
+    only: list[str]
+
+    def blocks(self) -> list[Block]:
+        """Its content for `report.document`'s and `report.page`'s renderers."""
+        return list(_blocks(self))
+
+
+def compare_reports(
+    one: Path, other: Path, models: Sequence[str] = (), out: Path | None = None
+) -> str:
+    """`compare` for the console; with ``out`` also as compare.md and compare.html in that directory.
+
+    Raises:
+        DataError: as `compare`; StorageError: ``out`` cannot be written.
+    """
+    blocks = compare(one, other, models).blocks()
+    if out is not None:
+        texts = {"compare.md": markdown(blocks), "compare.html": page("Comparison", blocks)}
+        for name, text in texts.items():
+            with atomic_file(out / name) as path:
+                path.write_bytes(text.encode(errors="backslashreplace"))
+    return console(blocks)
+
+
+def compare(one: Path, other: Path, models: Sequence[str] = ()) -> Comparison:
+    """Everything that differs between two directories of results (`results_file`).
+
+    Args:
+        models: one of the first and one of the second; of a single name, that one on both sides; none:
+            models of the same name, or the only ones there are.
+
+    Raises:
+        DataError: a directory holds no results, they lack the model, or have no benchmark in common.
+    """
+    first, second = results_file.read(one), results_file.read(other)
+    sides = _labels(one, other)
+    pairs = _pairs(first, second, models)
+    differences = list(_differences(first, second, pairs))
+    parts = [
+        _compared(
+            Side(one, first, a, sides[0]), Side(other, second, b, sides[1]), name, differences
+        )
+        for a, b in pairs
+        for name in first["results"][a]
+        if name in second["results"][b]
+    ]
+    if not parts:
+        raise DataError(
+            f"{one} and {other} have no benchmark in common for {', '.join(a for a, _ in pairs)}: "
+            f"{sorted(first['benchmarks'])} and {sorted(second['benchmarks'])}",
+            "evaluate both on the same benchmark",
+        )
+    return Comparison(sides, differences, parts, list(_only(first, second, pairs, sides)))
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One model of one directory."""
+
+    folder: Path
+    results: Results
+    model: str
+    label: str
+
+    def lines(self, benchmark: str) -> list[Line]:
+        return results_file.read_items(self.folder, self.results, self.model, benchmark)
+
+
+def _labels(one: Path, other: Path) -> tuple[str, str]:
+    """Short names of the directories that tell them apart."""
+    a, b = (p.parent if p.suffix == ".json" else p for p in (one, other))
+    if a.name != b.name:
+        return a.name or str(a), b.name or str(b)
+    return (str(a), str(b)) if a != b else (f"{a} (1)", f"{b} (2)")
+
+
+def _pairs(first: Results, second: Results, models: Sequence[str]) -> list[tuple[str, str]]:
+    a, b = list(first["results"]), list(second["results"])
+    if len(models) > 2:
+        raise DataError(f"{len(models)} models are named", "name one of each side, or one for both")
+    if models:
+        wanted = (models[0], models[-1])
+        for name, there in zip(wanted, (a, b), strict=True):
+            if name not in there:
+                raise DataError(f"no model '{name}' there", f"models: {', '.join(there)}")
+        return [wanted]
+    same = [(m, m) for m in a if m in b]
+    if same or (len(a), len(b)) == (1, 1):
+        return same or [(a[0], b[0])]
+    raise DataError(
+        f"no model has the same name on both sides: {', '.join(a)}; {', '.join(b)}",
+        "name one of each: --model A --model B",
+    )
+
+
+# --- what differs --------------------------------------------------------------------------------
+
+
+def _differences(
+    first: Results, second: Results, pairs: Sequence[tuple[str, str]]
+) -> Iterator[Difference]:
+    """Of the protocol first, then of settings, versions and models."""
+    both = [n for n in first["benchmarks"] if n in second["benchmarks"]]
+    for name in both:
+        one, other = first["benchmarks"][name], second["benchmarks"][name]
+        for key in ("protocol", "data"):
+            for what, a, b in _unequal(one[key], other[key], f"{key}: "):
+                yield Difference(name, what, a, b, True)
+        if one["items_digest"] != other["items_digest"]:
+            counts = (str(sum(e["evaluated"].values())) for e in (one, other))
+            yield Difference(name, "items", *counts, True)
+        for a, b in pairs:
+            prompts = [r["prompts"].get(m, {}).get(name, []) for r, m in ((first, a), (second, b))]
+            if prompts[0] != prompts[1]:
+                yield Difference(name, f"prompts of {a} and {b}", *_first_unequal(*prompts), True)
+    for what, a, b in _unequal(first["config"], second["config"], "setting "):
+        yield Difference("", what, a, b, _asked(what.removeprefix("setting ")))
+    for key in ("versions", "seeds"):
+        for what, a, b in _unequal(first[key], second[key], f"{key}: "):
+            yield Difference("", what, a, b, False)
+    for a, b in pairs:
+        described = ({**r["models"][m], "folder": ""} for r, m in ((first, a), (second, b)))
+        for what, x, y in _unequal(*described, f"model {a}: "):
+            yield Difference("", what, x, y, False)
+
+
+def _asked(setting: str) -> bool:
+    section, _, rest = setting.rpartition(".")
+    return section.partition(".")[0] in ("", *SECTIONS) and any(word in rest for word in ASKED)
+
+
+def _unequal(
+    one: Mapping[str, Any], other: Mapping[str, Any], prefix: str
+) -> Iterator[tuple[str, str, str]]:
+    """Nested values that are not equal, as (name, one, other)."""
+    for key in dict.fromkeys([*one, *other]):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _unequal(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}", _value(a), _value(b)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return DASH
+    text = value if isinstance(value, str) else dump_json(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def _first_unequal(one: Sequence[Any], other: Sequence[Any]) -> tuple[str, str]:
+    """Both sides of the first prompt that differs, from a little before the difference on."""
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            texts = (f"{p['title']}: {p['text']}" for p in (a, b))
+            x, y = texts
+            same = next((i for i, (c, d) in enumerate(zip(x, y, strict=False)) if c != d), 0)
+            start = max(0, same - SHOWN // 4)
+            return _value(("…" if start else "") + x[start:]), _value(
+                ("…" if start else "") + y[start:]
+            )
+    return f"{len(one)} prompts", f"{len(other)} prompts"
+
+
+def _only(
+    first: Results, second: Results, pairs: Sequence[tuple[str, str]], sides: tuple[str, str]
+) -> Iterator[str]:
+    """What is on one side only, and so is not compared."""
+    for label, own, rest, place in ((sides[0], first, second, 0), (sides[1], second, first, 1)):
+        for name in own["benchmarks"]:
+            if name not in rest["benchmarks"]:
+                yield f"Only in {label}: benchmark {name}."
+        for model in own["results"]:
+            if model not in [pair[place] for pair in pairs]:
+                yield f"Only in {label}: model {model}, which is not compared."
+
+
+# --- one benchmark -------------------------------------------------------------------------------
+
+
+def _compared(one: Side, other: Side, name: str, differences: Sequence[Difference]) -> Compared:
+    names = (f"{one.label}: {one.model}", f"{other.label}: {other.model}")
+    title = one.results["benchmarks"][name]["title"]
+    pair = f"prompts of {one.model} and {other.model}"
+    reasons = [
+        f"{d.what} differ{'' if d.what.endswith('s') or d.what == pair else 's'}"
+        for d in differences
+        if d.matters
+        and d.benchmark in ("", name)
+        and (not d.what.startswith("prompts of ") or d.what == pair)
+    ]
+    lines = one.lines(name), other.lines(name)
+    scores = [[results_file.score_of(x) for x in own] for own in lines]
+    try:
+        found = paired(*scores)
+    except DataError as error:
+        return Compared(name, title, names, [*reasons, error.what], None)
+    return Compared(name, title, names, reasons, found, *examples.flips(*lines, names))
+
+
+def _blocks(comparison: Comparison) -> Iterator[Block]:
+    yield Heading("Comparison of two evaluations", 1)
+    yield Prose(f"{comparison.sides[1]} less {comparison.sides[0]}.")
+    yield Heading("What differs", 2, "differs")
+    rows = [
+        [d.benchmark or "all", d.what, d.one, d.other, "yes" if d.matters else "no"]
+        for d in sorted(comparison.differences, key=lambda d: not d.matters)
+    ]
+    header = ["benchmark", "what", *comparison.sides, "changes what is measured"]
+    yield (
+        Table(header, rows, 5, (2, 3))
+        if rows
+        else Prose("Nothing: same data, items, prompts, settings, versions and models.")
+    )
+    yield from map(Prose, comparison.only)
+    yield Heading("Differences", 2, "differences")
+    yield _summary(comparison)
+    for part in comparison.parts:
+        yield from _part(part)
+
+
+def _summary(comparison: Comparison) -> Table:
+    header = ["benchmark", "comparable", *comparison.sides, "models", "n", "difference", "better", "worse",
+              "p (McNemar)"]  # fmt: skip
+    rows = []
+    for part in comparison.parts:
+        found = part.found or {"refused": "items differ"}
+        means = [percent(found.get(k)) for k in ("one", "other")]
+        verdict = "no" if part.reasons else "yes"
+        row = difference_row({**found, "models": [m.partition(": ")[2] for m in part.models]})
+        rows.append([part.title, verdict, *means, *row])
+    caption = "Accuracy in %, differences in points; * the 95 % interval leaves out 0"
+    return Table(header, rows, 2, (4,), caption=caption)
+
+
+def _part(part: Compared) -> Iterator[Block]:
+    yield Heading(
+        f"{part.title}: {part.models[1]} less {part.models[0]}",
+        2,
+        slug("".join(part.models) + part.title),
+    )
+    if part.reasons:
+        said = "; ".join(part.reasons)
+        rest = (
+            "" if part.found is None else " The numbers compare the two systems as they were run."
+        )
+        yield Prose(f"Not comparable as models: {said}.{rest}", "warning")
+    if part.found is None:
+        return
+    found = part.found
+    rows = [
+        [c, *difference_row({**own, "models": part.models})[1:]]
+        for c, own in found["by_category"].items()
+    ]
+    rows.append(["all items", *difference_row({**found, "models": part.models})[1:]])
+    header = ["category", "n", "difference", "better", "worse", "p (McNemar)"]
+    yield _chart(found)
+    yield Table(header, rows, strong=frozenset({len(rows) - 1}))
+    yield _measures(found)
+    yield from changed(part.better, part.worse, *part.models)
+
+
+def _chart(found: Mapping[str, Any]) -> Chart:
+    parts = {**found["by_category"], "all items": found}
+    marks = {
+        c: Mark(d["value"], d["low"], d["high"], 1, f"{signed(d)}, n = {own['n']}")
+        for c, own in parts.items()
+        for d in [own["difference"]]
+    }
+    caption = "Paired differences in points, with 95 % intervals"
+    return Chart([(c, [m]) for c, m in marks.items()], signed=True, caption=caption)
+
+
+def _measures(found: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, (heading, kind) in MEASURES.items():
+        own = found["measures"][name]
+        scaled = (
+            own if kind == "percent" else {k: _hundredth(own[k]) for k in ("value", "low", "high")}
+        )
+        rows.append([heading, signed(scaled)])
+    return Table(["measure", "difference"], rows, caption="Other measures, in their own unit")
+
+
+def _hundredth(value: float | None) -> float | None:
+    return None if value is None else value / 100
