@@ -122,15 +122,11 @@ class ChainedCalls:
     def solve(self, solver: Solver, attempts: Sequence[Attempt], emit: Emit) -> None:
         """Free runs of all attempts as one batch, then their teacher-forced steps in batches as large."""
         runs = solver.run([self._request(a, solver.form) for a in attempts])
-        steps = [
-            (i, k)
-            for i, a in enumerate(attempts)
-            for k in range(len(a.item.data.calls) if self.forced else 0)
-        ]
-        if solver.form != "hierarchical" or not steps:
+        if solver.form != "hierarchical" or not self.forced:
             for attempt, run in zip(attempts, runs, strict=True):
                 emit(attempt, {"run": run.to_json(), "forced": None})
             return
+        steps = [(i, k) for i, a in enumerate(attempts) for k in range(len(a.item.data.calls))]
         written: dict[int, list[str | None]] = {i: [] for i in range(len(attempts))}
         for i in (i for i in written if not attempts[i].item.data.calls):
             emit(attempts[i], {"run": runs[i].to_json(), "forced": []})

@@ -143,7 +143,7 @@ class TaskBenchmark(ChainedCalls):
 
     def about(self) -> dict[str, Any]:
         """`ChainedCalls.about` with ``training_overlap`` and, of a file, ``set_aside`` and ``flaws``."""
-        own = {"training_overlap": self.overlap.to_json()}
+        own: dict[str, Any] = {"training_overlap": self.overlap.to_json()}
         if self.file is not None:
             own["set_aside"] = [f.to_json() for f in self.file.aside]
             own["flaws"] = [f.to_json() for f in self.file.flaws]
