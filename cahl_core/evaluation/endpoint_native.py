@@ -15,7 +15,7 @@ from typing import Any
 from cahl_core.datasets.schemas import normalise_parameters
 from cahl_core.errors import PromptTooLongError
 from cahl_core.evaluation.endpoint import Endpoint, Reply, writable
-from cahl_core.protocol.json_text import ParseFailure, load
+from cahl_core.protocol.json_text import load
 from cahl_core.protocol.markers import neutralise
 from cahl_core.protocol.parsing import (
     RESPONSE_CLOSE,
@@ -137,8 +137,8 @@ def reply_text(reply: Reply, names: Mapping[str, str]) -> str:
     think = f"{THINK_OPEN}{neutralise(said, TAGS)}{THINK_CLOSE}" if said else ""
     if reply.tool_calls:
         return writable(think + "\n".join(_call_text(call, names) for call in reply.tool_calls))
-    words = neutralise(reply.content, TAGS)
-    return f"{think}{RESPONSE_OPEN}{words}" + ("" if reply.finish == "length" else RESPONSE_CLOSE)
+    words, end = neutralise(reply.content, TAGS), "" if reply.finish == "length" else RESPONSE_CLOSE
+    return writable(f"{think}{RESPONSE_OPEN}{words}{end}")
 
 
 def _call_text(call: Any, names: Mapping[str, str]) -> str:
@@ -146,10 +146,10 @@ def _call_text(call: Any, names: Mapping[str, str]) -> str:
     function = call.get("function") if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     given = function.get("arguments") if isinstance(function, Mapping) else None
-    if not isinstance(name, str):
-        name, given = "", json.dumps(call)
     text = given if isinstance(given, str) else json.dumps(given)
     arguments: Any = load(text, 0, len(text))
-    if isinstance(arguments, ParseFailure) or not isinstance(arguments, dict):
+    if not isinstance(name, str):
+        name, arguments = "", json.dumps(call)
+    elif not isinstance(arguments, dict):
         arguments = text  # text is no object: this does not parse
     return execution_text([ToolCall(names.get(name, name), arguments)])
