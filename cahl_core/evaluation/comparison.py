@@ -10,20 +10,9 @@ from typing import Any
 from cahl_core.errors import DataError
 from cahl_core.evaluation import results_file
 from cahl_core.evaluation.report import examples
-from cahl_core.evaluation.report.benchmark import changed
-from cahl_core.evaluation.report.document import (
-    Block,
-    Chart,
-    Fold,
-    Heading,
-    Mark,
-    Prose,
-    Table,
-    console,
-    markdown,
-    slug,
-)
-from cahl_core.evaluation.report.numbers import DASH, MEASURES, difference_row, percent, signed
+from cahl_core.evaluation.report.compared import blocks
+from cahl_core.evaluation.report.document import Fold, console, markdown
+from cahl_core.evaluation.report.numbers import DASH
 from cahl_core.evaluation.report.page import page
 from cahl_core.evaluation.results_file import Line, Results
 from cahl_core.evaluation.statistics import paired
@@ -43,6 +32,7 @@ class Difference:
     Attributes:
         benchmark: that it concerns, empty for all.
         matters: it changes what is measured, so that scores are not comparable.
+        model: whose pair it concerns, by its name in the first directory; empty for all.
     """
 
     benchmark: str
@@ -50,6 +40,7 @@ class Difference:
     one: str
     other: str
     matters: bool
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +49,8 @@ class Compared:
 
     Attributes:
         models: label of each side.
-        reasons: why the two are not comparable; empty where they are.
-        found: `statistics.paired`; ``None`` where the items differ.
+        reasons: what differs that changes what is measured; empty where the two are comparable.
+        found: `statistics.paired`; ``None`` where it was ``refused``, as the items differ.
         better, worse: items that changed, with both texts.
     """
 
@@ -68,6 +59,7 @@ class Compared:
     models: tuple[str, str]
     reasons: list[str]
     found: dict[str, Any] | None
+    refused: str = ""
     better: list[Fold] = field(default_factory=list)
     worse: list[Fold] = field(default_factory=list)
 
@@ -81,10 +73,6 @@ class Comparison:
     parts: list[Compared]
     only: list[str]
 
-    def blocks(self) -> list[Block]:
-        """Its content for `report.document`'s and `report.page`'s renderers."""
-        return list(_blocks(self))
-
 
 def compare_reports(
     one: Path, other: Path, models: Sequence[str] = (), out: Path | None = None
@@ -94,13 +82,13 @@ def compare_reports(
     Raises:
         DataError: as `compare`; StorageError: ``out`` cannot be written.
     """
-    blocks = compare(one, other, models).blocks()
+    found = blocks(compare(one, other, models))
     if out is not None:
-        texts = {"compare.md": markdown(blocks), "compare.html": page("Comparison", blocks)}
+        texts = {"compare.md": markdown(found), "compare.html": page("Comparison", found)}
         for name, text in texts.items():
             with atomic_file(out / name) as path:
                 path.write_bytes(text.encode(errors="backslashreplace"))
-    return console(blocks)
+    return console(found)
 
 
 def compare(one: Path, other: Path, models: Sequence[str] = ()) -> Comparison:
@@ -193,21 +181,27 @@ def _differences(
         for a, b in pairs:
             prompts = [r["prompts"].get(m, {}).get(name, []) for r, m in ((first, a), (second, b))]
             if prompts[0] != prompts[1]:
-                yield Difference(name, f"prompts of {a} and {b}", *_first_unequal(*prompts), True)
+                yield Difference(
+                    name, f"prompts of {_both(a, b)}", *_first_unequal(*prompts), True, a
+                )
     for what, a, b in _unequal(first["config"], second["config"], "setting "):
-        yield Difference("", what, a, b, _asked(what.removeprefix("setting ")))
+        section = what.removeprefix("setting ").partition(".")[0]
+        yield Difference("", what, a, b, section in SECTIONS and _asked(what))
     for key in ("versions", "seeds"):
         for what, a, b in _unequal(first[key], second[key], f"{key}: "):
             yield Difference("", what, a, b, False)
     for a, b in pairs:
         described = ({**r["models"][m], "folder": ""} for r, m in ((first, a), (second, b)))
-        for what, x, y in _unequal(*described, f"model {a}: "):
-            yield Difference("", what, x, y, False)
+        for what, x, y in _unequal(*described, f"{_both(a, b)}: "):
+            yield Difference("", what, x, y, _asked(what), a)
 
 
-def _asked(setting: str) -> bool:
-    section, _, rest = setting.rpartition(".")
-    return section.partition(".")[0] in ("", *SECTIONS) and any(word in rest for word in ASKED)
+def _asked(name: str) -> bool:
+    return any(word in name.rpartition(".")[2] for word in ASKED)
+
+
+def _both(one: str, other: str) -> str:
+    return one if one == other else f"{one} and {other}"
 
 
 def _unequal(
@@ -262,106 +256,15 @@ def _only(
 def _compared(one: Side, other: Side, name: str, differences: Sequence[Difference]) -> Compared:
     names = (f"{one.label}: {one.model}", f"{other.label}: {other.model}")
     title = one.results["benchmarks"][name]["title"]
-    pair = f"prompts of {one.model} and {other.model}"
     reasons = [
-        f"{d.what} differ{'' if d.what.endswith('s') or d.what == pair else 's'}"
+        d.what
         for d in differences
-        if d.matters
-        and d.benchmark in ("", name)
-        and (not d.what.startswith("prompts of ") or d.what == pair)
+        if d.matters and d.benchmark in ("", name) and d.model in ("", one.model)
     ]
     lines = one.lines(name), other.lines(name)
     scores = [[results_file.score_of(x) for x in own] for own in lines]
     try:
         found = paired(*scores)
     except DataError as error:
-        return Compared(name, title, names, [*reasons, error.what], None)
-    return Compared(name, title, names, reasons, found, *examples.flips(*lines, names))
-
-
-def _blocks(comparison: Comparison) -> Iterator[Block]:
-    yield Heading("Comparison of two evaluations", 1)
-    yield Prose(f"{comparison.sides[1]} less {comparison.sides[0]}.")
-    yield Heading("What differs", 2, "differs")
-    rows = [
-        [d.benchmark or "all", d.what, d.one, d.other, "yes" if d.matters else "no"]
-        for d in sorted(comparison.differences, key=lambda d: not d.matters)
-    ]
-    header = ["benchmark", "what", *comparison.sides, "changes what is measured"]
-    yield (
-        Table(header, rows, 5, (2, 3))
-        if rows
-        else Prose("Nothing: same data, items, prompts, settings, versions and models.")
-    )
-    yield from map(Prose, comparison.only)
-    yield Heading("Differences", 2, "differences")
-    yield _summary(comparison)
-    for part in comparison.parts:
-        yield from _part(part)
-
-
-def _summary(comparison: Comparison) -> Table:
-    header = ["benchmark", "comparable", *comparison.sides, "models", "n", "difference", "better", "worse",
-              "p (McNemar)"]  # fmt: skip
-    rows = []
-    for part in comparison.parts:
-        found = part.found or {"refused": "items differ"}
-        means = [percent(found.get(k)) for k in ("one", "other")]
-        verdict = "no" if part.reasons else "yes"
-        row = difference_row({**found, "models": [m.partition(": ")[2] for m in part.models]})
-        rows.append([part.title, verdict, *means, *row])
-    caption = "Accuracy in %, differences in points; * the 95 % interval leaves out 0"
-    return Table(header, rows, 2, (4,), caption=caption)
-
-
-def _part(part: Compared) -> Iterator[Block]:
-    yield Heading(
-        f"{part.title}: {part.models[1]} less {part.models[0]}",
-        2,
-        slug("".join(part.models) + part.title),
-    )
-    if part.reasons:
-        said = "; ".join(part.reasons)
-        rest = (
-            "" if part.found is None else " The numbers compare the two systems as they were run."
-        )
-        yield Prose(f"Not comparable as models: {said}.{rest}", "warning")
-    if part.found is None:
-        return
-    found = part.found
-    rows = [
-        [c, *difference_row({**own, "models": part.models})[1:]]
-        for c, own in found["by_category"].items()
-    ]
-    rows.append(["all items", *difference_row({**found, "models": part.models})[1:]])
-    header = ["category", "n", "difference", "better", "worse", "p (McNemar)"]
-    yield _chart(found)
-    yield Table(header, rows, strong=frozenset({len(rows) - 1}))
-    yield _measures(found)
-    yield from changed(part.better, part.worse, *part.models)
-
-
-def _chart(found: Mapping[str, Any]) -> Chart:
-    parts = {**found["by_category"], "all items": found}
-    marks = {
-        c: Mark(d["value"], d["low"], d["high"], 1, f"{signed(d)}, n = {own['n']}")
-        for c, own in parts.items()
-        for d in [own["difference"]]
-    }
-    caption = "Paired differences in points, with 95 % intervals"
-    return Chart([(c, [m]) for c, m in marks.items()], signed=True, caption=caption)
-
-
-def _measures(found: Mapping[str, Any]) -> Table:
-    rows = []
-    for name, (heading, kind) in MEASURES.items():
-        own = found["measures"][name]
-        scaled = (
-            own if kind == "percent" else {k: _hundredth(own[k]) for k in ("value", "low", "high")}
-        )
-        rows.append([heading, signed(scaled)])
-    return Table(["measure", "difference"], rows, caption="Other measures, in their own unit")
-
-
-def _hundredth(value: float | None) -> float | None:
-    return None if value is None else value / 100
+        return Compared(name, title, names, reasons or ["items"], None, error.what)
+    return Compared(name, title, names, reasons, found, "", *examples.flips(*lines, names))

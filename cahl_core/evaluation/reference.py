@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -203,7 +203,7 @@ def _rows(count: int) -> str:
 def ours(results: Mapping[str, Any], model: str, column: Column) -> float | None:
     """Our share in [0, 1] for a published column; ``None`` where it does not exist or was only sampled."""
     for place in column.ours:
-        found = _combined(results, model, place) if ":" not in place else _at(results, model, place)
+        found = _at(results, model, place)
         if isinstance(found, int | float):
             return float(found)
     return None
@@ -221,8 +221,11 @@ def is_whole(results: Mapping[str, Any], benchmark: str, category: str | None = 
 
 
 def _at(results: Mapping[str, Any], model: str, place: str) -> Any:
-    """``benchmark:kind.key…``; own aggregates leave out by themselves what was not evaluated whole."""
+    """``benchmark:kind.key…`` or ``combined:score.key``; own aggregates and combined scores leave out by
+    themselves what was not evaluated whole."""
     benchmark, _, path = place.partition(":")
+    if benchmark == "combined":
+        return _dig(results.get("combined", {}).get(model), path.split("."))
     entry = results["results"][model].get(benchmark)
     kind, *keys = path.split(".")
     if entry is None or (kind == "own" and not keys):
@@ -242,19 +245,3 @@ def _dig(value: Any, keys: Sequence[str]) -> Any:
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
-
-
-def _combined(results: Mapping[str, Any], model: str, name: str) -> float | None:
-    """Scores over a single-turn and a multi-turn benchmark, where both were evaluated whole."""
-    from cahl_core.evaluation.bfcl import formulas
-
-    score: dict[str, tuple[str, Callable[[Mapping[str, float], float], float]]] = {
-        "v3_no_exec_overall": ("bfcl_v3", formulas.overall_v3_no_exec),
-        "v4_nonagentic": ("bfcl_v4", formulas.v4_nonagentic),
-    }
-    benchmark, formula = score[name]
-    columns = _at(results, model, f"{benchmark}:own.columns")
-    multi_turn = _at(results, model, f"{benchmark}_multi_turn:whole.multi_turn")
-    if not columns or multi_turn is None or not is_whole(results, benchmark):
-        return None
-    return formula(columns, multi_turn)

@@ -64,6 +64,7 @@ MEASURES: dict[str, Callable[[ItemScore], Part]] = {
     "completion_tokens_per_task": lambda s: (s.completion_tokens, 1),
     "tokens_per_task": lambda s: (s.prompt_tokens + s.completion_tokens, 1),
 }
+COUNTS = frozenset(name for name in MEASURES if name.endswith("_task"))  # no shares, may exceed 1
 Items = dict[str, list[ItemScore]]  # samples by id of the item
 
 
@@ -228,16 +229,20 @@ def _intervals(table: Table, rounds: int) -> dict[str, dict[str, Any]]:
     values = _ratio(table.top.sum(axis=0), table.bottom.sum(axis=0))
     all_draws = resampled(table, rounds)
     return {
-        name: as_json(_interval(values[i], table.top[:, i], table.bottom[:, i], all_draws[:, i]))
+        name: as_json(
+            _interval(
+                values[i], table.top[:, i], table.bottom[:, i], all_draws[:, i], name not in COUNTS
+            )
+        )
         for i, name in enumerate(table.names)
     }
 
 
-def _interval(value: float, top: Array, bottom: Array, drawn: Array) -> Interval:
+def _interval(value: float, top: Array, bottom: Array, drawn: Array, share: bool) -> Interval:
     if np.isnan(value):
         return Interval(None, None, None, OVER, "none", "nothing was observed")
     own = top[bottom > 0] / bottom[bottom > 0]
-    if value in (0.0, 1.0) and set(own) == {value}:  # a bootstrap would have no width
+    if share and value in (0.0, 1.0) and set(own) == {value}:  # a bootstrap would have no width
         low, high = wilson(round(value * len(own)), len(own))
         return Interval(
             float(value), low, high, OVER, "wilson", "all items are equal: Wilson's interval"

@@ -13,6 +13,7 @@ from typing import Any
 
 from cahl_core.evaluation import results_file
 from cahl_core.evaluation.bfcl import formulas
+from cahl_core.evaluation.bfcl.overall import combined
 from cahl_core.evaluation.core import ItemScore
 
 COUNTS: dict[str, dict[str, int]] = {
@@ -69,7 +70,10 @@ class Described:
                 means[category] = sum(own) / len(own)
         if self.name == "bfcl_v3":
             ids = [s.id for s in scores if s.id in UNANSWERABLE]
-            return {"columns": formulas.columns(formulas.V3, means, self.counts), "unanswerable": ids}
+            return {
+                "columns": formulas.columns(formulas.V3, means, self.counts),
+                "unanswerable": ids,
+            }
         if self.name == "bfcl_v3_multi_turn":
             found = formulas.multi_turn(means)
             return {} if found is None else {"multi_turn": found}
@@ -106,7 +110,7 @@ def _score(
         category,
         float(right),
         outcome,
-        {"strict": float(right and draw.random() < 0.9), "f1": 0.5 * right if draw.random() < 0.9 else None},
+        {"strict": right * 0.9, "f1": 0.5 * right if draw.random() < 0.9 else None},
         error_type=kind,
         error=why,
         sample=sample,
@@ -170,6 +174,7 @@ def evaluation(
         **changed,
     }
     results = results_file.build(found, [Described(b) for b in benchmarks], **arguments)
+    results |= {"combined": {m: combined(own, COUNTS) for m, own in found.items()}}
     items = {m: {b: lines_of(own, m) for b, own in of.items()} for m, of in found.items()}
     return results, items
 
@@ -177,15 +182,18 @@ def evaluation(
 def prompts_of(benchmark: str) -> list[dict[str, str]]:
     return [
         {"title": f"planner, {benchmark}", "text": "system: You plan.\nuser: what is the weather?"},
-        {"title": f"executor, {benchmark}", "text": "system: You call tools.\nuser: find the weather"},
+        {
+            "title": f"executor, {benchmark}",
+            "text": "system: You call tools.\nuser: find the weather",
+        },
     ]
 
 
 def timing_of(results: Mapping[str, Any]) -> dict[str, Any]:
     one = {
         "attempts": 52, "seconds": 120.5, "seconds_per_attempt": 2.3, "latency_median": 40.2,
-        "latency_p95": 80.9, "scoring_seconds": 0.2, "encoding_seconds": 50.0, "decoding_seconds": 61.0,
-        "environment_seconds": 0.0, "prompt_tokens": 30000, "completion_tokens": 4000,
+        "latency_p95": 80.9, "scoring_seconds": 0.2, "seconds_prefill": 50.0, "seconds_decode": 61.0,
+        "prefilled_tokens": 30000, "decoded_tokens": 4000,
     }  # fmt: skip
     return {m: dict.fromkeys(own, one) for m, own in results["results"].items()}
 

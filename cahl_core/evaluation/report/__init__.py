@@ -23,6 +23,7 @@ from cahl_core.files import atomic_file, dump_json
 __all__ = ["html", "markdown", "number", "summary_table", "write"]
 
 TITLE = "Evaluation"
+FACTS = ("backbone", "adapters", "form", "kind")
 READING = (
     "Intervals: 95 %, from 10,000 resamples of items (all samples of an item together); † Wilson's "
     "interval, where all items are equal and a bootstrap has no width. Wilson's also stands beside "
@@ -77,7 +78,8 @@ def blocks(results: Results, items: Items, timing: Mapping[str, Any] | None = No
         Heading("Summary", 2, "summary"),
     ]
     found.append(numbers.summary(results))
-    found += [t for t in (numbers.passes(results), numbers.differences(results)) if t is not None]
+    tables = (numbers.combined(results), numbers.passes(results), numbers.differences(results))
+    found += [table for table in tables if table is not None]
     found += [Bullets(READING), Heading("Efficiency", 2, "efficiency"), numbers.efficiency(results)]
     found.append(Bullets(list(_definitions(results))))
     if timing:
@@ -94,8 +96,9 @@ def _made(results: Results) -> str:
 
 
 def _described(model: Mapping[str, Any]) -> str:
+    """The facts that tell models apart at a glance; all of them are at the end of the report."""
     parts = [
-        f"{k} {v}" for k, v in model.items() if k != "folder" and isinstance(v, str | int | float)
+        f"{key} {model[key]}" for key in FACTS if isinstance(model.get(key), str | int | float)
     ]
     return ", ".join(parts) or "no description"
 
@@ -116,6 +119,8 @@ def _provenance(results: Results) -> list[Block]:
     pairs = [["version", *pair] for pair in results["versions"].items()]
     pairs += [["seed", *pair] for pair in results["seeds"].items()]
     pairs += [["setting", *pair] for pair in _settings(results["config"])]
+    for model, facts in results["models"].items():
+        pairs += [[f"model {model}", *pair] for pair in _settings(facts)]
     return [
         Heading("To repeat it", 2, "repeat"),
         Table(["kind", "name", "value"], [[str(c) for c in row] for row in pairs], 2, (2,)),

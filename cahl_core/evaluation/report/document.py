@@ -107,7 +107,10 @@ def slug(text: str) -> str:
 
 def markdown(blocks: Sequence[Block]) -> str:
     """The blocks in Markdown; texts of models and data are indented code, which Markdown does not read."""
-    return "\n\n".join(part for block in blocks if (part := _markdown(block))) + "\n"
+    text = "\n\n".join(part for block in blocks if (part := _markdown(block))) + "\n"
+    return text.encode(
+        errors="backslashreplace"
+    ).decode()  # UTF-8 cannot hold half a surrogate pair
 
 
 def _markdown(block: Block) -> str:

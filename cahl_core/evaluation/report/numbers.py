@@ -20,7 +20,10 @@ MEASURES: dict[str, tuple[str, str]] = {
     "prompt_tokens_per_task": ("prompt tokens per task", "count"),
     "completion_tokens_per_task": ("written tokens per task", "count"),
 }
-PHASES = ("encoding", "decoding", "environment", "scoring")
+COMBINED = {
+    "bfcl_v3_no_exec": "BFCL v3 without executable categories",
+    "bfcl_v4_nonagentic": "BFCL v4 nonagentic (our name, not its overall)",
+}
 
 
 def number(value: Any) -> str:
@@ -122,6 +125,25 @@ def _accuracy(found: Mapping[str, Any] | None) -> str:
     return DASH if found is None else with_interval(found["accuracy"])
 
 
+def combined(results: Mapping[str, Any]) -> Table | None:
+    """Scores over several benchmarks that were all evaluated whole, in percent."""
+    scores = results.get("combined", {})
+    keys = list(
+        dict.fromkeys((n, k) for own in scores.values() for n, part in own.items() for k in part)
+    )
+    rows = [
+        [
+            COMBINED.get(name, name),
+            key,
+            *(percent(own.get(name, {}).get(key)) for own in scores.values()),
+        ]
+        for name, key in keys
+    ]
+    return (
+        Table(["score", "part", *scores], rows, 2, caption="Combined scores in %") if rows else None
+    )
+
+
 def passes(results: Mapping[str, Any]) -> Table | None:
     """pass@k by benchmark and model, where items have several samples."""
     found = _by_model(results)
@@ -192,9 +214,7 @@ def timing(results: Mapping[str, Any], times: Mapping[str, Any]) -> Table:
     """A row per benchmark and model: seconds per attempt by phase, latency, tokens per second.
 
     Args:
-        times: model → benchmark → ``attempts``, ``seconds``, ``latency_median``, ``latency_p95``,
-            ``scoring_seconds``, and of each phase ``<phase>_seconds`` and ``prompt_tokens``,
-            ``completion_tokens``; what is not there is a dash.
+        times: model → benchmark → `harness.Timing.to_json`; what is not known there is a dash.
     """
     rows = [
         [entry["title"], model, *_times(times[model][name])]
@@ -203,24 +223,31 @@ def timing(results: Mapping[str, Any], times: Mapping[str, Any]) -> Table:
         if times.get(model, {}).get(name, {}).get("attempts")
     ]
     header = ["benchmark", "model", "attempts", "s per attempt", "latency p50 s", "p95 s"]
-    header += [f"{phase} s" for phase in PHASES]
-    header += ["tokens/s", "prompt encoding %"]
-    caption = "Seconds per attempt by phase, of those attempts that this run generated itself"
+    header += ["encoding s", "decoding s", "rest s", "scoring s", "written tokens/s", "encoding %"]
+    caption = (
+        "Seconds per attempt by phase, of the attempts that this run generated itself: encoding of prompts, "
+        "decoding, the rest (environments, parsing), scoring; latency from the start of a batch to its record"
+    )
     return Table(header, rows, 2, caption=caption)
 
 
 def _times(own: Mapping[str, Any]) -> list[str]:
-    attempts, seconds = own["attempts"], own.get("seconds")
-    phases = [own.get(f"{phase}_seconds") for phase in PHASES]
-    tokens = own.get("completion_tokens")
-    encoding = own.get("encoding_seconds")
+    attempts, seconds = own["attempts"], own["seconds"]
+    encoding, decoding = own.get("seconds_prefill"), own.get("seconds_decode")
+    known = encoding is not None and decoding is not None
+    rest = max(0.0, seconds - encoding - decoding) if known else None
+    phases = [seconds, encoding, decoding, rest]
+    each = [_seconds(_over(phase, attempts)) for phase in phases]
+    latencies = [_seconds(own.get(name)) for name in ("latency_median", "latency_p95")]
     return [
         f"{attempts:,}",
-        *map(_seconds, [_over(seconds, attempts), own.get("latency_median"), own.get("latency_p95")]),
-        *(_seconds(_over(phase, attempts)) for phase in phases),
-        written(_over(tokens, seconds), "count"),
+        each[0],
+        *latencies,
+        *each[1:],
+        _seconds(_over(own.get("scoring_seconds"), attempts)),
+        written(_over(own.get("decoded_tokens"), seconds), "count"),
         percent(_over(encoding, seconds)),
-    ]  # fmt: skip
+    ]
 
 
 def _over(top: float | None, bottom: float | None) -> float | None:
