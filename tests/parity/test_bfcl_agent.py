@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from bfcl_gold import gold_calls
 
+from cahl_core.call_metrics import call_key
 from cahl_core.config import ModelSettings
 from cahl_core.evaluation.bfcl.formulas import IRRELEVANCE, v4_nonagentic
 from cahl_core.evaluation.bfcl.items import UNANSWERABLE
@@ -21,7 +22,7 @@ from cahl_core.protocol.forms import flat_prompt
 from cahl_core.protocol.prompts import executor_prompt, planner_prompt
 from cahl_core.protocol.texts import execution_text, plan_text, single_text
 from cahl_core.records import Plan, SubTask, ToolCall
-from cahl_core.serving.agent import Agent
+from cahl_core.serving.agent import Agent, AgentResult
 from cahl_core.train_config import FORMS, Form
 
 SETTINGS = ModelSettings(max_context=100_000, tool_rendering="json")
@@ -243,3 +244,53 @@ def test_wrong_answers_to_a_label_nobody_can_meet_say_so(case: Case) -> None:
     scores = _evaluate(case.benchmark, items, Oracle(items, case.gold))
     assert len(scores) == 6
     assert all(s.error.startswith("no ordinary answer can meet this label") for s in scores)
+
+
+def _record(*texts: str) -> Record:
+    """A flat model's text, or a plan's with a text per sub-task."""
+    if len(texts) == 1:
+        steps = [{"text": texts[0], "result": None}]
+        return {**AgentResult(form="low_only").to_json(), "steps": steps}
+    plan = plan_text(Plan(tuple(SubTask("call", None, {}) for _ in texts)))
+    steps = [{"text": text, "result": None} for text in texts]
+    return {**AgentResult().to_json(), "plan_text": plan, "steps": steps}
+
+
+def test_one_broken_text_among_calls_makes_the_whole_output_undecodable(case: Case) -> None:
+    for category, official in (("irrelevance", 1), ("live_relevance", 0), ("parallel", 0)):
+        item = next(i for i in case.benchmark.items() if i.category == category)
+        calls = case.gold.get(item.id, (ToolCall("f", {}),))
+        texts = [*(execution_text([c]) for c in calls), "Sure!"]
+        (score,) = case.benchmark.score([Attempt(item)], [_record(*texts)])
+        assert (score.correct, score.outcome) == (official, "execution_failure"), category
+        assert score.scores["decode_failure"] == 1 and score.scores.get("strict", 0) == 0
+        assert (score.attempted, score.redundant) == (len(texts), 0)
+
+
+def test_a_repeated_call_is_redundant_unless_the_right_answer_has_it_twice(case: Case) -> None:
+    items = case.benchmark.items()
+    relevant = next(i for i in items if i.category == "live_relevance")
+    call = case.gold[relevant.id][0]
+    twice = next(
+        i for i in items if i.category in case.benchmark.edition.ast and _repeats(case.gold[i.id])
+    )
+    simple = next(i for i in items if i.category == "multiple")
+    attempts = [Attempt(i) for i in (relevant, twice, simple)]
+    answers = [(call, call), case.gold[twice.id], case.gold[simple.id] * 2]
+    scores = case.benchmark.score(attempts, [_record(execution_text(a)) for a in answers])
+    assert [s.correct for s in scores] == [1, 1, 0]
+    assert [s.redundant for s in scores] == [1, 0, 1]
+
+
+def _repeats(calls: Sequence[ToolCall]) -> bool:
+    return len({call_key(c) for c in calls}) < len(calls)
+
+
+def test_samples_of_one_item_are_judged_each_for_itself(case: Case) -> None:
+    item = next(i for i in case.items if i.category == "multiple")
+    right, wrong = execution_text(case.gold[item.id]), execution_text([ToolCall("f", {})])
+    attempts = [Attempt(item, n) for n in range(4)]
+    records = [_record(t) for t in (right, wrong, wrong, right)]
+    scores = case.benchmark.score(attempts, records)
+    assert [(s.sample, s.correct) for s in scores] == [(0, 1), (1, 0), (2, 0), (3, 1)]
+    assert case.benchmark.score(attempts[::-1], records[::-1]) == scores[::-1]
