@@ -99,7 +99,9 @@ def worst_and_best(scores: Sequence[ItemScore], count: int) -> tuple[list[int], 
         return scores[index].correct, *parts[:2], -(found.get("plan_distance") or 0.0), parts[2]
 
     order = sorted(range(len(scores)), key=lambda i: (value(i), scores[i].id))
-    count = min(count, len(order) // 2) if len(order) > 1 else 0
+    if len(order) == 1 and count:
+        return ([], order) if scores[0].correct else (order, [])
+    count = min(count, len(order) // 2)
     return order[:count], order[::-1][:count]
 
 
