@@ -172,6 +172,11 @@ def _api_key(variable: str | None) -> str | None:
             f"the environment variable {variable} (key_env) is not set or empty",
             f"export {variable}=… before the evaluation",
         )
+    if not key.isascii() or len(key.split()) > 1:
+        raise ConfigError(
+            f"what {variable} (key_env) holds can be no key: it has spaces or special characters",
+            f"export {variable}=… with the key only",
+        )
     return key
 
 

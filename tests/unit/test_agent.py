@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from cahl_core.config import ModelSettings
 from cahl_core.errors import PromptTooLongError
 from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolSpec
-from cahl_core.serving.agent import Agent, AgentResult, Environment, Request
+from cahl_core.serving.agent import Agent, AgentResult, Environment, Request, WritingAgent
+from cahl_core.serving.writers import Ask, Written
 from cahl_core.train_config import FORMS, Form
 
 TOOL = ToolSpec("f", "", {"type": "object", "properties": {"a": {}}})
@@ -182,6 +183,38 @@ def test_whatever_is_written_no_text_raises_and_the_record_restores_it(
         again = AgentResult.from_json(result.to_json())
         assert again == result
         assert again.outcome == result.outcome
+
+
+class Pen:
+    """Writes without tokenizer and engine; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int, Ask]] = []
+
+    def write(self, asks: Sequence[Ask], role: str, max_tokens: int) -> list[Written]:
+        self.asked += [(role, max_tokens, ask) for ask in asks]
+        if role == "planner":
+            return [Written(_plan(STEP, WORDS), 5, 2) for _ in asks]
+        return [
+            Written(CALL, 7, 3) if ask.request.seed != "b" else Written("", too_long="no room")
+            for ask in asks
+        ]
+
+
+def test_whoever_writes_is_asked_for_each_text_with_its_own_seed_and_what_came_before() -> None:
+    pen = Pen()
+    agent = WritingAgent(pen, "hierarchical", plan_tokens=64, call_tokens=32)
+    requests = [Request((), (TOOL,), lambda *_: "r", seed=s) for s in "ab"]
+    whole, ended = agent.run(requests)
+    assert [(r, n, a.seed) for r, n, a in pen.asked] == [
+        ("planner", 64, "a/plan"), ("planner", 64, "b/plan"),
+        ("executor", 32, "a/0"), ("executor", 32, "b/0"), ("executor", 32, "a/1"),
+    ]  # fmt: skip
+    first, second = pen.asked[2][2], pen.asked[4][2]
+    assert (first.sub_task, first.feedback) == (SubTask("t", "f", {"a": 1}), ())
+    assert second.feedback == ((SubTask("t", "f", {"a": 1}), "r"),)
+    assert (whole.prompt_tokens, whole.completion_tokens) == (5 + 7 + 7, 2 + 3 + 3)
+    assert (ended.outcome, ended.too_long, ended.prompt_tokens) == ("prompt_too_long", "no room", 5)
 
 
 # --- flat forms ----------------------------------------------------------------------------------

@@ -414,6 +414,9 @@ def test_the_key_is_sent_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> No
     assert "SOME_KEY" in str(caught.value) and "sk-secret" not in repr(caught.value.__dict__)
     monkeypatch.setenv("SOME_KEY", "another")
     assert _open(server, "model=m&key_env=SOME_KEY").key() == key
+    monkeypatch.setenv("SOME_KEY", "two words")
+    with pytest.raises(ConfigError, match=r"SOME_KEY(?s:.*)spaces"):
+        _open(server, "model=m&key_env=SOME_KEY")
     monkeypatch.delenv("SOME_KEY")
     with pytest.raises(ConfigError, match="SOME_KEY"):
         _open(server, "model=m&key_env=SOME_KEY")
