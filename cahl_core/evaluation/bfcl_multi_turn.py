@@ -90,7 +90,7 @@ class BfclMultiTurn:
         if not self._items:
             reply = self.simulator.load(CATEGORIES)
             check_version(reply["version"], self.version, self.simulator.wheel)
-            tools = [tool(document) for document in reply["documents"]]
+            tools = [(tool(document), digest(document)) for document in reply["documents"]]
             self._steps = reply["steps"]
             self._items = [_item(record, tools, reply["added"]) for record in reply["items"]]
         return self._items
@@ -169,23 +169,24 @@ def check_version(found: str, wanted: str, wheel: Path) -> None:
         raise EvaluationError(f"{wheel} is {found}, not BFCL_{wanted}", f"source bfcl-{wanted}")
 
 
-def _item(record: Mapping[str, Any], documents: Sequence[ToolSpec], added: str) -> Item:
+def _item(record: Mapping[str, Any], documents: Sequence[tuple[ToolSpec, str]], added: str) -> Item:
+    """One item; ``documents`` are the tools with their digests, which records index."""
     where = f"BFCL item {record['id']}"
-    offered = tuple(documents[n] for n in record["functions"])
-    said, tools = [], []
+    numbers, said, offered = list(record["functions"]), [], []
     for number, messages in enumerate(record["question"]):
         if joining := record["held_back"].get(str(number)):
-            offered += tuple(documents[n] for n in joining)
+            numbers = numbers + joining
             messages = [{"role": "user", "content": added}]
         said.append(tuple(Message.from_json(m, where) for m in messages))
-        tools.append(offered)
+        offered.append(numbers)
     gold = tuple(tuple(ToolCall.from_json(c, where) for c in t) for t in record["gold_calls"])
     shown = {
         "said": [[m.to_json() for m in turn] for turn in said],
-        "tools": [digest([t.to_json() for t in offer]) for offer in tools],
+        "tools": [digest([documents[n][1] for n in turn]) for turn in offered],
         "simulators": record["seed"],
     }
-    data = Conversation(tuple(said), tuple(tools), gold)
+    tools = tuple(tuple(documents[n][0] for n in turn) for turn in offered)
+    data = Conversation(tuple(said), tools, gold)
     return Item(record["id"], record["category"], shown, data)
 
 

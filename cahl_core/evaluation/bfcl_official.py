@@ -90,7 +90,7 @@ def item(
     def numbers(functions: list[dict[str, Any]]) -> list[int]:
         return [documents.setdefault(json.dumps(f), len(documents)) for f in functions]
 
-    gold = official.gold.get(entry["id"])
+    gold: Any = official.gold.get(entry["id"])
     calls = None
     if "multi_turn" in category:
         calls = [[_parsed(text, official.functions(entry)) for text in turn] for turn in gold]

@@ -260,7 +260,7 @@ def _turn(found: dict[str, Any]) -> int:
 def _reason(found: dict[str, Any]) -> str:
     details = found.get("details", {})
     shown = details.get("differences") or details.get("missing_items")
-    return found["error_message"] + (f" {shown}" if shown else "")
+    return str(found["error_message"]) + (f" {shown}" if shown else "")
 
 
 def main() -> int:
