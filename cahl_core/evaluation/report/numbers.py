@@ -225,8 +225,9 @@ def timing(results: Mapping[str, Any], times: Mapping[str, Any]) -> Table:
     header = ["benchmark", "model", "attempts", "s per attempt", "latency p50 s", "p95 s"]
     header += ["encoding s", "decoding s", "rest s", "scoring s", "written tokens/s", "encoding %"]
     caption = (
-        "Seconds per attempt by phase, of the attempts that this run generated itself: encoding of prompts, "
-        "decoding, the rest (environments, parsing), scoring; latency from the start of a batch to its record"
+        "Seconds per attempt by phase, of the attempts that this run generated itself: encoding of "
+        "prompts, decoding, the rest (environments, parsing), scoring; latency from the start of a batch "
+        "to its record"
     )
     return Table(header, rows, 2, caption=caption)
 
