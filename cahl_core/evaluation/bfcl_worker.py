@@ -17,20 +17,15 @@ JSON reply per line goes out; what the package prints goes to standard error. A 
 
 A model is shown the package's language hints and string types; the checkers get the original function
 documents. ``calls: null`` is an answer that could not be decoded. Answers stay values: the package's
-decoder would run arithmetic in a text by ``eval``, which is replaced by `arithmetic`.
+decoder would run arithmetic in a text by ``eval``, which `bfcl_literals.arithmetic` replaces.
 """
 
 from __future__ import annotations
 
-import ast
 import copy
-import importlib
+import importlib.util
 import json
-import operator
-import os
 import sys
-import threading
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -41,38 +36,25 @@ MODEL = "local"  # the checker maps "_" in a model's name to "/", so there is no
 ERROR_LENGTH = 600
 
 
-class _Absent(types.ModuleType):
-    """Stands for a dependency whose names are imported by the package and never used here."""
+def _beside(name: str) -> Any:
+    """A file of this folder, which is not, and must not be, on the search path."""
+    spec: Any = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return None
 
-
-class _NoLock:
-    """For ``filelock.FileLock``: the package's files are only read here, by one process."""
-
-    def __init__(self, *_: Any) -> None: ...
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: Any) -> None: ...
+stubs, literals = _beside("bfcl_stubs"), _beside("bfcl_literals")
 
 
 def stub_modules() -> None:
     """Keeps vendor clients, tree_sitter, tenacity and filelock out: none takes part in checking."""
-    config = types.ModuleType("bfcl_eval.constants.model_config")
+    for name in stubs.ABSENT:
+        sys.modules[name] = stubs.Absent(name)
     entry = types.SimpleNamespace(underscore_to_dot=False)
-    config.MODEL_CONFIG_MAPPING = {MODEL: entry}  # type: ignore[attr-defined]
-    sys.modules[config.__name__] = config
-    locks = types.ModuleType("filelock")
-    locks.FileLock = _NoLock  # type: ignore[attr-defined]
-    sys.modules[locks.__name__] = locks
-    for name in (
-        "tenacity",
-        "bfcl_eval.model_handler.parser.java_parser",
-        "bfcl_eval.model_handler.parser.js_parser",
-    ):
-        sys.modules[name] = _Absent(name)
+    sys.modules["bfcl_eval.constants.model_config"].MODEL_CONFIG_MAPPING = {MODEL: entry}  # type: ignore[attr-defined]
+    sys.modules["filelock"] = types.ModuleType("filelock")
+    sys.modules["filelock"].FileLock = stubs.NoLock  # type: ignore[attr-defined]
 
 
 class Official:
@@ -83,7 +65,7 @@ class Official:
         stub_modules()
         self.categories = importlib.import_module("bfcl_eval.constants.category_mapping")
         self.handler = importlib.import_module("bfcl_eval.model_handler.utils")
-        self.handler.eval = arithmetic  # type: ignore[attr-defined]  # hides the built-in one there
+        self.handler.eval = literals.arithmetic  # type: ignore[attr-defined]  # hides the built-in one there
         self.utils = importlib.import_module("bfcl_eval.utils")
         paths = importlib.import_module("bfcl_eval.constants.eval_config")
         checker = importlib.import_module("bfcl_eval.eval_checker.ast_eval.ast_checker")
@@ -240,7 +222,7 @@ def score_texts(official: Official, request: dict[str, Any]) -> dict[str, Any]:
         well_formed = official.utils.is_function_calling_format_output(decoded)
         calls = [{"name": n, "arguments": a} for c in decoded for n, a in c.items()] \
             if well_formed else None  # fmt: skip
-        verdicts.append({"id": answer["id"], **verdict, "calls": plain(calls)})
+        verdicts.append({"id": answer["id"], **verdict, "calls": literals.plain(calls)})
     return {"verdicts": verdicts}
 
 
@@ -286,85 +268,10 @@ def _wrong(kind: str, error: str) -> dict[str, Any]:
     return {"valid": False, "error_type": kind, "error": error[:ERROR_LENGTH]}
 
 
-def plain(value: Any) -> Any:
-    """A decoded value as JSON: tuples are lists; what JSON does not have, and keys, are text."""
-    if isinstance(value, dict):
-        return {str(key): plain(field) for key, field in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(element) for element in value]
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    finite = isinstance(value, float) and value - value == 0
-    return value if finite else repr(value)
-
-
-OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-}
-LARGE = 10**100
-
-
-def arithmetic(text: str) -> Any:
-    """The value of an expression of numbers, texts, lists and + - * / // % ** alone.
-
-    Raises:
-        ValueError: anything else (names, calls, attributes), and what would take time or memory.
-
-    >>> arithmetic("2 * 3 ** 2 - 1"), arithmetic("'a' + 'b'")
-    (17, 'ab')
-    """
-    return _value(ast.parse(text, mode="eval").body)
-
-
-def _value(node: ast.expr) -> Any:
-    match node:
-        case ast.Constant(value=value):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_value(operand)
-        case ast.List(elts=elements):
-            return [_value(e) for e in elements]
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-            return _combined(type(op), _value(left), _value(right))
-    raise ValueError(f"not arithmetic on literals: {ast.unparse(node)[:80]}")
-
-
-def _combined(op: type, left: Any, right: Any) -> Any:
-    numbers = all(isinstance(v, int | float) and abs(v) < LARGE for v in (left, right))
-    if not numbers and op is not ast.Add:
-        raise ValueError("only + is evaluated on anything but numbers below 1e100")
-    if op is ast.Pow and abs(right) > 100:
-        raise ValueError("the exponent is too large to be evaluated")
-    return OPERATORS[op](left, right)
-
-
-def serve(operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]], replies: Any) -> None:
-    """Answers requests until standard input ends; any failure ends the process with a traceback."""
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    for line in sys.stdin:
-        request = json.loads(line)
-        reply = operations[request["op"]](request)
-        replies.write(json.dumps({**reply, "request": request.get("request")}) + "\n")
-        replies.flush()
-
-
-def _end_with_parent(parent: int) -> None:
-    """A killed parent closes our input, but only an idle worker would notice."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
 def main() -> int:
     replies, sys.stdout = sys.stdout, sys.stderr
     official = Official(Path(sys.argv[1]))
-    serve(
+    _beside("worker_serving").serve(
         {
             "load": lambda request: load(official, request),
             "format_items": lambda request: format_items(official, request),

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from cahl_core.errors import EvaluationError, StageInputError
-from cahl_core.evaluation.checker import Answer, BfclChecker
+from cahl_core.evaluation.checker import WORKER, Answer, BfclChecker
 
+SERVING = WORKER.with_name("worker_serving.py")
 ANSWERS = [Answer("simple_0", "simple", ())]
 VERDICT = {"id": "simple_0", "valid": True, "error_type": None, "error": ""}
 ANSWERING = """
@@ -131,7 +132,7 @@ def test_one_process_answers_all_requests_until_it_is_closed_or_forgotten(tmp_pa
 
 BUSY = """
 import importlib.util, sys, time
-spec = importlib.util.spec_from_file_location("bfcl_worker", sys.argv[1])
+spec = importlib.util.spec_from_file_location("serving", sys.argv[1])
 worker = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(worker)
 worker.serve({"op": lambda request: time.sleep(60)}, sys.stdout)
@@ -139,9 +140,8 @@ worker.serve({"op": lambda request: time.sleep(60)}, sys.stdout)
 PARENT = """
 import sys, threading, time
 from pathlib import Path
-from cahl_core.evaluation.checker import WORKER
 from cahl_core.evaluation.worker_process import WorkerProcess
-worker = WorkerProcess(Path(sys.argv[1]), [str(WORKER)], 60)
+worker = WorkerProcess(Path(sys.argv[1]), [sys.argv[2]], 60)
 threading.Thread(target=worker.ask, args=({"op": "op"},), daemon=True).start()
 while worker.pid is None:
     time.sleep(0.01)
@@ -153,7 +153,7 @@ time.sleep(60)
 def test_a_busy_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "busy.py"
     script.write_text(BUSY)
-    command = [sys.executable, "-c", PARENT, str(script)]
+    command = [sys.executable, "-c", PARENT, str(script), str(SERVING)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())

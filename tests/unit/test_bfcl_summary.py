@@ -10,7 +10,7 @@ from cahl_core.evaluation.bfcl.formulas import V4
 from cahl_core.evaluation.bfcl.items import UNANSWERABLE, ceiling
 from cahl_core.evaluation.bfcl.shares import accuracies, summarise
 from cahl_core.evaluation.bfcl.variation import variation
-from cahl_core.evaluation.bfcl_worker import arithmetic, plain
+from cahl_core.evaluation.bfcl_literals import arithmetic, plain
 from cahl_core.evaluation.core import ItemScore
 
 
