@@ -13,7 +13,7 @@ from cahl_core.evaluation.report import examples
 from cahl_core.evaluation.report.compared import blocks
 from cahl_core.evaluation.report.document import Fold, console, markdown
 from cahl_core.evaluation.report.numbers import DASH
-from cahl_core.evaluation.report.page import page
+from cahl_core.evaluation.report.page import render_page
 from cahl_core.evaluation.results_file import Line, Results
 from cahl_core.evaluation.statistics import paired
 from cahl_core.files import atomic_file, dump_json
@@ -84,7 +84,7 @@ def compare_reports(
     """
     found = blocks(compare(one, other, models))
     if out is not None:
-        texts = {"compare.md": markdown(found), "compare.html": page("Comparison", found)}
+        texts = {"compare.md": markdown(found), "compare.html": render_page("Comparison", found)}
         for name, text in texts.items():
             with atomic_file(out / name) as path:
                 path.write_bytes(text.encode(errors="backslashreplace"))
@@ -176,14 +176,13 @@ def _differences(
             for what, a, b in _unequal(one[key], other[key], f"{key}: "):
                 yield Difference(name, what, a, b, True)
         if one["items_digest"] != other["items_digest"]:
-            counts = (str(sum(e["evaluated"].values())) for e in (one, other))
-            yield Difference(name, "items", *counts, True)
+            x, y = (str(sum(e["evaluated"].values())) for e in (one, other))
+            yield Difference(name, "items", x, y, True)
         for a, b in pairs:
             prompts = [r["prompts"].get(m, {}).get(name, []) for r, m in ((first, a), (second, b))]
             if prompts[0] != prompts[1]:
-                yield Difference(
-                    name, f"prompts of {_both(a, b)}", *_first_unequal(*prompts), True, a
-                )
+                x, y = _first_unequal(prompts[0], prompts[1])
+                yield Difference(name, f"prompts of {_both(a, b)}", x, y, True, a)
     for what, a, b in _unequal(first["config"], second["config"], "setting "):
         section = what.removeprefix("setting ").partition(".")[0]
         yield Difference("", what, a, b, section in SECTIONS and _asked(what))
@@ -191,8 +190,8 @@ def _differences(
         for what, a, b in _unequal(first[key], second[key], f"{key}: "):
             yield Difference("", what, a, b, False)
     for a, b in pairs:
-        described = ({**r["models"][m], "folder": ""} for r, m in ((first, a), (second, b)))
-        for what, x, y in _unequal(*described, f"{_both(a, b)}: "):
+        facts = [{**r["models"][m], "folder": ""} for r, m in ((first, a), (second, b))]
+        for what, x, y in _unequal(facts[0], facts[1], f"{_both(a, b)}: "):
             yield Difference("", what, x, y, _asked(what), a)
 
 
@@ -262,9 +261,11 @@ def _compared(one: Side, other: Side, name: str, differences: Sequence[Differenc
         if d.matters and d.benchmark in ("", name) and d.model in ("", one.model)
     ]
     lines = one.lines(name), other.lines(name)
-    scores = [[results_file.score_of(x) for x in own] for own in lines]
+    first, second = ([results_file.score_of(x) for x in own] for own in lines)
     try:
-        found = paired(*scores)
+        found = paired(first, second)
     except DataError as error:
         return Compared(name, title, names, reasons or ["items"], None, error.what)
-    return Compared(name, title, names, reasons, found, "", *examples.flips(*lines, names))
+    return Compared(
+        name, title, names, reasons, found, "", *examples.flips(lines[0], lines[1], names)
+    )

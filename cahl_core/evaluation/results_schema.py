@@ -13,7 +13,7 @@ _INTERVAL = {
     "required": ["value", "low", "high", "method"],
     "properties": {k: {"type": ["number", "null"]} for k in ("value", "low", "high")},
 }
-_PART = {
+_PART: dict[str, Any] = {
     "type": "object",
     "required": [
         "n",

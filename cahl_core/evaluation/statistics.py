@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from cahl_core.errors import DataError
 from cahl_core.evaluation.core import ItemScore
-from cahl_core.evaluation.metrics import ROUNDS, SEED, Array, Interval, percentiles, wilson
+from cahl_core.evaluation.metrics import ROUNDS, Array, Interval, percentiles, wilson
+from cahl_core.evaluation.resampling import Table, ratio, resampled
 
 DECODE_FAILURES = ("plan_failure", "execution_failure", "prompt_too_long", "decode_failure")
-CHUNK = 2_000_000  # drawn items held at one time
 LISTED = 5
 OVER = ("items",)
 
@@ -66,14 +66,6 @@ MEASURES: dict[str, Callable[[ItemScore], Part]] = {
 }
 COUNTS = frozenset(name for name in MEASURES if name.endswith("_task"))  # no shares, may exceed 1
 Items = dict[str, list[ItemScore]]  # samples by id of the item
-
-
-class Table(NamedTuple):
-    """Sums per item and measure: ``top`` and ``bottom`` are ``[items, measures]``."""
-
-    names: list[str]
-    top: Array
-    bottom: Array
 
 
 # --- one model -----------------------------------------------------------------------------------
@@ -194,39 +186,14 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-# --- the bootstrap -------------------------------------------------------------------------------
-
-
-def draws(items: int, rounds: int = ROUNDS) -> Iterator[Array]:
-    """How often each item is drawn, ``[part of rounds, items]`` at a time; the same for the same sizes."""
-    generator = np.random.default_rng([SEED, items])
-    step = max(1, CHUNK // max(items, 1))
-    for start in range(0, rounds, step):
-        part = min(step, rounds - start)
-        drawn = generator.integers(0, items, (part, items), dtype=np.int64)
-        drawn += np.arange(part)[:, None] * items
-        counts = np.bincount(drawn.ravel(), minlength=part * items)
-        yield counts.reshape(part, items).astype(float)
-
-
-def resampled(table: Table, rounds: int = ROUNDS) -> Array:
-    """Every measure in every resample, ``[rounds, measures]``; NaN where its denominator is 0."""
-    sums = np.concatenate([table.top, table.bottom], axis=1)
-    drawn = np.concatenate([part @ sums for part in draws(len(sums), rounds)])
-    return _ratio(*np.split(drawn, 2, axis=1))
-
-
-def _ratio(top: Array, bottom: Array) -> Array:
-    out = np.full(top.shape, np.nan)
-    np.divide(top, bottom, out=out, where=bottom > 0)
-    return out
+# --- intervals -------------------------------------------------------------------------------
 
 
 def _intervals(table: Table, rounds: int) -> dict[str, dict[str, Any]]:
     if not len(table.top):
         nothing = Interval(None, None, None, OVER, "none", "nothing was observed")
         return {name: as_json(nothing) for name in table.names}
-    values = _ratio(table.top.sum(axis=0), table.bottom.sum(axis=0))
+    values = ratio(table.top.sum(axis=0), table.bottom.sum(axis=0))
     all_draws = resampled(table, rounds)
     return {
         name: as_json(
@@ -335,7 +302,7 @@ def _differences(first: Table, second: Table, columns: int, rounds: int) -> dict
     if not len(a.top):
         nothing = Interval(None, None, None, OVER, "none", "nothing was observed")
         return {name: as_json(nothing) for name in a.names}
-    values = _ratio(b.top.sum(0), b.bottom.sum(0)) - _ratio(a.top.sum(0), a.bottom.sum(0))
+    values = ratio(b.top.sum(0), b.bottom.sum(0)) - ratio(a.top.sum(0), a.bottom.sum(0))
     both = Table([], np.hstack([a.top, b.top]), np.hstack([a.bottom, b.bottom]))
     before, after = np.split(resampled(both, rounds), 2, axis=1)
     drawn = after - before
@@ -356,9 +323,4 @@ def mcnemar(better: int, worse: int) -> float:
     """
     changed = better + worse
     tail = sum(math.comb(changed, k) for k in range(min(better, worse) + 1))
-    return min(1.0, 2 * tail / 2**changed)
-
-
-def definitions(names: Mapping[str, Any]) -> dict[str, str]:
-    """The definitions of those measures that are among ``names``."""
-    return {name: text for name, text in DEFINITIONS.items() if name in names}
+    return min(1.0, 2 * tail / (1 << changed))

@@ -17,7 +17,7 @@ from cahl_core.evaluation.report.document import (
 )
 from cahl_core.evaluation.report.document import markdown as render
 from cahl_core.evaluation.report.numbers import number
-from cahl_core.evaluation.report.page import page
+from cahl_core.evaluation.report.page import render_page
 from cahl_core.files import atomic_file, dump_json
 
 __all__ = ["html", "markdown", "number", "summary_table", "write"]
@@ -42,7 +42,7 @@ def markdown(results: Results, items: Items, timing: Mapping[str, Any] | None = 
 
 def html(results: Results, items: Items, timing: Mapping[str, Any] | None = None) -> str:
     """The whole report as one self-contained page."""
-    return page(TITLE, blocks(results, items, timing))
+    return render_page(TITLE, blocks(results, items, timing))
 
 
 def summary_table(results: Results) -> str:
@@ -59,7 +59,7 @@ def write(
         StorageError: they cannot be written.
     """
     found = blocks(results, items, timing)
-    for name, text in (("report.md", render(found)), ("report.html", page(TITLE, found))):
+    for name, text in (("report.md", render(found)), ("report.html", render_page(TITLE, found))):
         with atomic_file(folder / name) as path:
             path.write_bytes(text.encode(errors="backslashreplace"))
 

@@ -260,8 +260,8 @@ def texts(results: Results, items: Items, name: str, models: Sequence[str]) -> l
     for pair in results["paired"].get(name, ()):
         one, other = pair["models"]
         if "refused" not in pair:
-            lines_of = [items.get(m, {}).get(name, ()) for m in (one, other)]
-            blocks += changed(*examples.flips(*lines_of, (one, other)), one, other)
+            first, second = (items.get(m, {}).get(name, ()) for m in (one, other))
+            blocks += changed(*examples.flips(first, second, (one, other)), one, other)
     return blocks
 
 

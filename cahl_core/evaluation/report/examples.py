@@ -80,7 +80,11 @@ def flips(one: Lines, other: Lines, names: tuple[str, str]) -> tuple[list[Fold],
         if change:
             found = better if change > 0 else worse
             found.append((-abs(change), _flip(own[0], second[id_][0], names, change)))
-    return tuple([f for _, f in sorted(part, key=lambda p: p[0])] for part in (better, worse))  # type: ignore[return-value]
+    return _largest_first(better), _largest_first(worse)
+
+
+def _largest_first(changes: list[tuple[float, Fold]]) -> list[Fold]:
+    return [fold for _, fold in sorted(changes, key=lambda pair: pair[0])]
 
 
 def _flip(

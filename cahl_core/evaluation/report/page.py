@@ -31,7 +31,7 @@ COLOURS = 8  # of models, as in the style
 BAR, GAP = 10, 3  # height of a bar and space around it, pixels
 
 
-def page(title: str, blocks: Sequence[Block]) -> str:
+def render_page(title: str, blocks: Sequence[Block]) -> str:
     """The whole page; headings of level 2 are its table of contents."""
     style, script = (_asset(f"report.{kind}") for kind in ("css", "js"))
     policy = (
