@@ -398,6 +398,7 @@ def test_a_server_that_stays_away_ends_the_run_and_what_was_finished_was_reporte
             _requests(9), lambda i, result: told.append(i)
         )
     assert sorted(told) == [0, 1, 2, 3]
+    assert {_wish(body) for body in server.bodies} <= set(range(6))  # nothing was begun after that
 
 
 def test_the_key_is_sent_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
