@@ -9,13 +9,13 @@ from typing import Any
 
 from cahl_core.errors import DataError
 from cahl_core.evaluation import results_file
+from cahl_core.evaluation.pairing import paired
 from cahl_core.evaluation.report import examples
 from cahl_core.evaluation.report.compared import blocks
 from cahl_core.evaluation.report.document import Fold, console, markdown
 from cahl_core.evaluation.report.numbers import DASH
 from cahl_core.evaluation.report.page import render_page
 from cahl_core.evaluation.results_file import Line, Results
-from cahl_core.evaluation.statistics import paired
 from cahl_core.files import atomic_file, dump_json
 
 # Settings that change what every model is asked, or how its texts are drawn; what only some benchmarks
@@ -50,7 +50,7 @@ class Compared:
     Attributes:
         models: label of each side.
         reasons: what differs that changes what is measured; empty where the two are comparable.
-        found: `statistics.paired`; ``None`` where it was ``refused``, as the items differ.
+        found: `pairing.paired`; ``None`` where it was ``refused``, as the items differ.
         better, worse: items that changed, with both texts.
     """
 

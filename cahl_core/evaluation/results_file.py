@@ -19,8 +19,9 @@ from typing import Any, Protocol
 
 from cahl_core.errors import DataError
 from cahl_core.evaluation.core import ItemScore, Record
+from cahl_core.evaluation.pairing import paired
 from cahl_core.evaluation.results_schema import VERSION, validate
-from cahl_core.evaluation.statistics import DEFINITIONS, by_item, paired, summarise
+from cahl_core.evaluation.statistics import DEFINITIONS, by_item, summarise
 from cahl_core.files import digest, read_json, read_jsonl, write_json, write_jsonl
 
 NAME = "results.json"

@@ -11,9 +11,9 @@ from evaluation_runs import Described, evaluation, prompts_of, scores, written
 from cahl_core.errors import DataError
 from cahl_core.evaluation import results_file
 from cahl_core.evaluation.comparison import Comparison, compare, compare_reports
+from cahl_core.evaluation.pairing import paired
 from cahl_core.evaluation.report.compared import blocks
 from cahl_core.evaluation.report.page import render_page
-from cahl_core.evaluation.statistics import paired
 
 BENCHMARKS = ("api_bank", "bamboogle")
 CONFIG: dict[str, Any] = {

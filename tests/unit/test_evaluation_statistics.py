@@ -16,12 +16,11 @@ from scipy.stats import binomtest
 from cahl_core.errors import DataError
 from cahl_core.evaluation.core import ItemScore
 from cahl_core.evaluation.metrics import wilson
+from cahl_core.evaluation.pairing import mcnemar, paired
 from cahl_core.evaluation.resampling import draws
 from cahl_core.evaluation.statistics import (
     DEFINITIONS,
     MEASURES,
-    mcnemar,
-    paired,
     pass_at_k,
     passes,
     summarise,
