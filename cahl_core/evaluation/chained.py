@@ -184,9 +184,11 @@ class ChainedCalls:
 
         ``step_accuracy_*_micro`` weigh by gold calls; ``failures`` counts why tasks were not solved.
         """
+        # sizes in their order, other categories as they come
+        present = dict.fromkeys(s.category for s in scores)
+        ordered = [*(w for w in (*(w for _, w in SIZES), MORE) if w in present), *present]
         groups = {"all": list(scores)}
-        for score in scores:
-            groups.setdefault(score.category, []).append(score)
+        groups |= {c: [s for s in scores if s.category == c] for c in dict.fromkeys(ordered)}
         failures = Counter(s.error_type for s in scores if s.error_type)
         return {
             "measures": {name: _means(group) for name, group in groups.items()},

@@ -184,8 +184,9 @@ def _forced_lines(
     for k, due in enumerate(resolved_gold(task)):
         if not right[k]:
             made = forced_call(texts[k], k, task)
-            shown = made if isinstance(made, str) else dump_json(made.to_json())
-            yield f"  step {k + 1}: {_cut(shown, SHORT)}; due {_cut(dump_json(due.to_json()), SHORT)}"
+            written = f": {_cut(texts[k] or '', SHORT)}" if texts[k] else ""
+            shown = f"{made}{written}" if isinstance(made, str) else dump_json(made.to_json())
+            yield f"  step {k + 1}: {_cut(shown, 2 * SHORT)}; due {_cut(dump_json(due.to_json()), SHORT)}"
 
 
 def _verdict_lines(verdict: CallVerdict, where: str) -> Iterator[str]:

@@ -209,7 +209,10 @@ class _Search:
     def _rest(self, state: _State) -> int:
         """What inserting all open nodes costs, edges among them included."""
         free = list(state.open)
-        among = self.second[:, free][:, :, free].sum() - np.einsum("lii->li", self.second)[:, free].sum()
+        among = (
+            self.second[:, free][:, :, free].sum()
+            - np.einsum("lii->li", self.second)[:, free].sum()
+        )
         return int(state.inserted[free].sum() + 2 * among)
 
     def _bound(self, state: _State) -> int:
@@ -220,7 +223,9 @@ class _Search:
             return self._rest(state)
         ends1, ends2 = _ends(self.first, rows), _ends(self.second, free)
         n, m = len(rows), len(free)
-        cells = np.full((n + m, m + n), 4 * (state.pairs.sum() + state.deleted.sum() + 1) + self.indel)
+        costs = (state.pairs, state.deleted, state.inserted, ends1, ends2)
+        never = 1 + sum(int(c.sum()) for c in costs)  # more than deleting and inserting everything
+        cells = np.full((n + m, m + n), never)
         halves = np.abs(ends1[:, :, None] - ends2[:, None, :]).sum(0)
         cells[:n, :m] = state.pairs[np.ix_(rows, free)] + halves
         cells[range(n), range(m, m + n)] = state.deleted[rows] + ends1.sum(0)

@@ -141,7 +141,10 @@ def _tasks_of(record: Record, where: str, result_chars: int) -> Iterator[ToolTas
     elif (reason := dialogue_problem(task)) is not None:
         yield "bad_dialogue", reason
     else:
-        yield from cut(task, result_chars) or [("bad_dialogue", "no gold call in it")]
+        parts = cut(task, result_chars)
+        yield from parts
+        if not parts:
+            yield "bad_dialogue", "no gold call in it"
 
 
 def _judge(task: ToolTask, settings: PrepareSettings) -> tuple[Problem | None, list[Problem]]:

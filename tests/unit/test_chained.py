@@ -77,9 +77,9 @@ needs_mirror = pytest.mark.skipif(
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("source", ["complexfuncbench", "nestful"])
 def test_the_gold_of_real_records_scores_the_best_of_every_measure(source: str, form: Form) -> None:
-    records = READERS["tool-tasks"](MIRROR / source, source, ReadLimits())
+    records = list(READERS["tool-tasks"](MIRROR / source, source, ReadLimits()))[::9]
     found, _, _ = judged(((str(i), r) for i, r in enumerate(records)), validate({}).prepare)
-    tasks = [task for task, _ in found][::9]
+    tasks = [task for task, _ in found]
     assert len(tasks) > 20
     _, _, _, scores = solved(tasks, form)
     assert {s.id: worse(s) for s in scores if worse(s)} == {}
@@ -208,7 +208,22 @@ def test_two_ways_to_write_a_path_are_one(path: str) -> None:
     def say(sub_tasks: list[SubTask], calls: list[Any]) -> None:
         sub_tasks[2] = replace(sub_tasks[2], arguments={**sub_tasks[2].arguments, "near": path})
 
-    assert "plan_exact" not in worse(score_of(trip(), changed(say)))
+    score = score_of(trip(), changed(say))
+    assert (score.scores["plan_exact"], score.scores["plan_references_f1"]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("spot", ["$var3.hotels[0].spot$", "$var3.hotels.spot$"])
+def test_a_call_may_refer_to_what_the_run_itself_got(spot: str) -> None:
+    def refer(sub_tasks: list[SubTask], calls: list[Any]) -> None:
+        calls[2:] = [[call] for call in trip().calls[2:]]
+        calls[3] = [ToolCall("taxi", {"start": spot, "end": "$var2.id$"})]
+
+    assert score_of(trip(), changed(refer)).correct == 1.0
+
+    def wrongly(sub_tasks: list[SubTask], calls: list[Any]) -> None:
+        calls[3] = [ToolCall("taxi", {"start": spot, "end": "$var1.id$"})]
+
+    assert score_of(trip(), changed(wrongly)).error == "call 4 (taxi): end differs"
 
 
 def test_the_value_that_a_reference_gives_is_as_good_as_the_reference() -> None:
@@ -408,6 +423,7 @@ def test_summary_says_on_how_many_items_each_measure_was_observed() -> None:
     assert found["measures"]["no call"]["n"] == 1
     assert found["micro"] == {"step_accuracy_forced_micro": 1.0, "step_accuracy_free_micro": 1.0}
     assert set(found["measures"]["all"]) == {"n", "success", *SCORES}
+    assert list(found["measures"]) == ["all", "no call", "4-5 calls"]
     json.dumps([found, benchmark.about()], allow_nan=False)
 
 
