@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from cahl_core import cost_cli, data_cli, experiment_cli, rollout_cli, train_cli
+from cahl_core import cost_cli, data_cli, evaluate_cli, experiment_cli, rollout_cli, train_cli
 
 if TYPE_CHECKING:
     from cahl_core.config import Settings
@@ -70,6 +70,7 @@ app = typer.Typer(
 )
 app.add_typer(data_cli.app)
 app.add_typer(train_cli.app)
+app.add_typer(evaluate_cli.app)
 app.add_typer(cost_cli.app)
 app.add_typer(rollout_cli.app)
 app.add_typer(experiment_cli.app)
@@ -104,17 +105,6 @@ def train(
 ) -> None:
     """Train planner and executor together by reinforcement learning."""
     _run_stage("train", root, profile, overrides, resume=resume)
-
-
-@app.command()
-def evaluate(
-    profile: Profile = None,
-    overrides: Overrides = None,
-    root: Root = Path(),
-    full: Annotated[bool, typer.Option("--full", help="Every item, not the sample.")] = False,
-) -> None:
-    """Score base, SFT and CAHL models on BFCL v3 with its official checkers."""
-    _run_stage("evaluate", root, profile, [*(overrides or []), *(["evaluate.full=true"] * full)])
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cahl_core.errors import ConfigError
+from cahl_core.evaluate_config import EvaluateSettings
 from cahl_core.roles import Role
 from cahl_core.train_config import (
     FORMS,
@@ -25,7 +26,7 @@ from cahl_core.train_config import (
     Weight,
 )
 
-__all__ = ["RewardSettings", "RoleSettings", "TrainSettings"]
+__all__ = ["EvaluateSettings", "RewardSettings", "RoleSettings", "TrainSettings"]
 
 
 class LoraSettings(Section):
@@ -166,32 +167,6 @@ class SftSettings(Section):
     grad_clip: float = Field(1.0, gt=0)
     executor_share: Share = Field(0.4, description="share of optimizer steps given to the executor")
     checkpoint_every: Positive = 50
-
-
-class EvaluateSettings(Section):
-    """BFCL v3 with the official checkers."""
-
-    models: tuple[Literal["base", "sft", "cahl"], ...] = ("base", "sft", "cahl")
-    sample: dict[str, Natural] = Field(
-        default_factory=lambda: {
-            "simple": 40,
-            "multiple": 20,
-            "parallel": 16,
-            "parallel_multiple": 16,
-            "live_simple": 16,
-            "live_multiple": 16,
-            "irrelevance": 16,
-        },
-        description="items per category in the fixed stratified sample",
-    )
-    full: bool = Field(False, description="every single-turn item instead of the sample")
-    plan_tokens: Positive = 256
-    call_tokens: Positive = 192
-    dev_tasks: Positive = Field(32, description="prepared dev tasks for reward and validity")
-    batch_size: Positive = Field(
-        64, description="requests that are decoded together, and lost by an interruption"
-    )
-    checker_timeout: Positive = Field(300, description="seconds for the worker process")
 
 
 class RegisterSettings(Section):

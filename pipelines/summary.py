@@ -26,22 +26,37 @@ def summary(root: Path, stages: Sequence[str], ran: Sequence[str]) -> Renderable
     return Group(*parts)
 
 
-def _scores(scores: dict[str, Any]) -> Table:
-    table = Table(title=f"BFCL v3, {scores.get('n', '?')} items", title_justify="left")
-    table.add_column("model")
-    for name in ("BFCL accuracy", "95 % interval", "plan validity", "call validity", "mean reward"):
+def _scores(metrics: dict[str, Any]) -> Table:
+    """One row per benchmark and model; of BFCL the items that need calls."""
+    table = Table(title=f"evaluation, {metrics.get('n', '?')} items", title_justify="left")
+    for name in ("benchmark", "model"):
+        table.add_column(name)
+    for name in ("n", "accuracy", "95 % interval", "plan validity", "call validity", "mean reward"):
         table.add_column(name, justify="right")
-    for key, label in MODELS.items():
-        if row := scores.get(key):
-            table.add_row(
-                label,
-                _percent(row, "bfcl_accuracy"),
-                f"{_percent(row, 'bfcl_accuracy_low')} – {_percent(row, 'bfcl_accuracy_high')}",
-                _percent(row, "plan_validity"),
-                _percent(row, "call_validity"),
-                _number(row, "mean_reward"),
-            )
+    for benchmark in _benchmarks(metrics):
+        for key, own in metrics.items():
+            if row := isinstance(own, dict) and own.get(benchmark):
+                table.add_row(*_score(benchmark, MODELS.get(key, key), row))
     return table
+
+
+def _benchmarks(metrics: dict[str, Any]) -> list[str]:
+    own = [value for value in metrics.values() if isinstance(value, dict)]
+    return list(dict.fromkeys(name for rows in own for name, row in rows.items() if "n" in row))
+
+
+def _score(benchmark: str, model: str, row: dict[str, Any]) -> list[str]:
+    found = row.get("calls_due", row)
+    return [
+        benchmark + (", calls due" if "calls_due" in row else ""),
+        model,
+        str(found["n"]),
+        _percent(found, "accuracy"),
+        f"{_percent(found, 'low')} – {_percent(found, 'high')}",
+        _percent(row, "plan_validity"),
+        _percent(row, "call_validity"),
+        _number(row, "mean_reward"),
+    ]
 
 
 def _stages(root: Path, stages: Sequence[str], ran: Sequence[str]) -> Table:

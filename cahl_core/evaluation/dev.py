@@ -1,4 +1,4 @@
-"""The held-back tasks of the training data: rewards, validity and efficiency of one model.
+"""The held-back tasks of the training data as a benchmark: rewards, validity and efficiency.
 
 The rollouts are training's own (`training.rollout`), greedy, one plan and one execution per
 sub-task, with teacher-forced histories: ``mean_reward`` is the planner's reward as in training; in
@@ -7,14 +7,16 @@ the flat forms, which have no planner, that of the one text.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cahl_core.call_metrics import is_solved, plan_is_valid, redundant_calls
 from cahl_core.config import Settings
-from cahl_core.errors import StageInputError
-from cahl_core.files import read_jsonl
+from cahl_core.errors import ConfigError, StageInputError
+from cahl_core.evaluation.core import Attempt, Emit, Item, ItemScore, Record, Solver
+from cahl_core.files import digest, read_jsonl, sha256
 from cahl_core.protocol.forms import openings
 from cahl_core.protocol.parsing import ParseFailure, parse_plan, split_single
 from cahl_core.records import ToolTask
@@ -40,6 +42,102 @@ def load_tasks(path: Path, count: int) -> list[ToolTask]:
             break
         tasks.append(ToolTask.from_json(record, f"{path}:{number}"))
     return tasks
+
+
+class DevTasks:
+    """The first tasks of ``data/prepared/dev.jsonl``; correct is what is solved.
+
+    Its records hold rewards, which belong to the rollout, so the reward settings are part of what is
+    shown. Models that are not at hand as weights (endpoints) cannot be rolled out.
+    """
+
+    name, title = "dev", "held-back tasks"
+
+    def __init__(self, path: Path, count: int, settings: Settings) -> None:
+        self.path = path
+        self.settings = settings
+        self._tasks = load_tasks(path, count)
+
+    def items(self) -> list[Item]:
+        """`core.Benchmark.items`."""
+        train = self.settings.train
+        rollout = digest(
+            [
+                train.rewards.model_dump(mode="json"), train.max_sub_tasks, train.environment,
+                train.planner.max_tokens, train.executor.max_tokens, train.recombine,
+            ]
+        )  # fmt: skip
+        return [Item(t.id, t.source, [rollout, t.to_json()], t) for t in self._tasks]
+
+    def solve(self, solver: Solver, attempts: Sequence[Attempt], emit: Emit) -> None:
+        """`core.Benchmark.solve`, greedy.
+
+        Raises:
+            ConfigError: the solver's weights are elsewhere.
+        """
+        source = getattr(solver, "source", None)
+        if source is None:
+            raise ConfigError(
+                "held-back tasks are scored by training's own rollouts, which need the weights",
+                "set evaluate.dev_tasks=0 for models behind a URL",
+            )
+        records = run_dev(source, self.settings, [a.item.data for a in attempts])
+        for attempt, record in zip(attempts, records, strict=True):
+            emit(attempt, record)
+
+    def score(self, attempts: Sequence[Attempt], records: Sequence[Record]) -> list[ItemScore]:
+        """`core.Benchmark.score`."""
+        return [
+            ItemScore(
+                id=attempt.item.id,
+                category=attempt.item.category,
+                correct=float(record["solved"]),
+                outcome="solved" if record["solved"] else "unsolved",
+                scores={
+                    "reward": _reward(record),
+                    "executor_reward": record["executor_reward"],
+                },
+                sample=attempt.sample,
+                attempted=record["calls_attempted"],
+                invalid=record["calls_attempted"] - record["calls_valid"],
+                redundant=record["redundant_calls"],
+                planned=record["plan_valid"],
+            )
+            for attempt, record in zip(attempts, records, strict=True)
+        ]
+
+    def summary(self, scores: Sequence[ItemScore]) -> dict[str, Any]:
+        """Mean rewards of both roles."""
+        rewards = [s.scores["reward"] for s in scores]
+        executor = [s.scores["executor_reward"] for s in scores]
+        return {
+            "mean_reward": _mean(r for r in rewards if r is not None) or 0.0,
+            "mean_executor_reward": _mean(r for r in executor if r is not None),
+        }
+
+    def about(self) -> dict[str, Any]:
+        """`core.Benchmark.about`."""
+        return {
+            "protocol": {
+                "history": "teacher-forced: each sub-task sees the recorded results before it",
+                "decoding": "greedy, one plan, one execution per sub-task",
+            },
+            "notes": [
+                "Tasks of the training sources that no training request shares; solved: every gold "
+                "call was made with exactly its values.",
+                "The reward is the planner's as in training, in the flat forms that of the one text.",
+            ],
+            "data": {str(Path("data/prepared") / self.path.name): sha256(self.path)},
+            "counts": dict(Counter(t.source for t in self._tasks)),
+        }
+
+    def example(self, attempt: Attempt, record: Record) -> str:
+        """`core.Benchmark.example`."""
+        task: ToolTask = attempt.item.data
+        lines = [f"request: {task.messages[-1].content}", f"plan: {record['plan_text']}"]
+        lines += [f"text: {text}" for text in record["texts"]]
+        gold = [call.to_json() for call in task.calls]
+        return "\n".join([*lines, f"gold: {gold}"])
 
 
 def run_dev(source: Source, settings: Settings, tasks: Sequence[ToolTask]) -> list[DevRecord]:
@@ -106,24 +204,6 @@ def _planned(
         return None, None
     written = split_single(texts[0])[0] if texts else ""
     return written, plan_is_valid(parse_plan(written), task.tools)
-
-
-def dev_summary(records: Sequence[DevRecord]) -> dict[str, Any]:
-    """Mean rewards of both roles, solved tasks, calls per (solved) task, redundant-call rate."""
-    made = sum(len(r["calls"]) for r in records)
-    return {
-        "dev_n": len(records),
-        "mean_reward": _mean(_reward(r) for r in records) or 0.0,
-        "mean_executor_reward": _mean(
-            r["executor_reward"] for r in records if r["executor_reward"] is not None
-        ),
-        "dev_solved": sum(r["solved"] for r in records),
-        "calls_per_task": made / len(records) if records else None,
-        "calls_per_solved_task": _mean(float(len(r["calls"])) for r in records if r["solved"]),
-        "redundant_call_rate": (
-            sum(r["redundant_calls"] for r in records) / made if made else None
-        ),
-    }
 
 
 def _reward(record: DevRecord) -> float:

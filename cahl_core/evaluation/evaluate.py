@@ -1,245 +1,250 @@
-"""Stage ``evaluate``: base, SFT and CAHL models on BFCL v3 and on the held-back dev tasks.
+"""Stage ``evaluate``, and evaluations on demand: models on benchmarks, a report, metrics.
 
-Writes reports/evaluation/ (results.json, report.md, report.html, items/<model>.jsonl),
-metrics/evaluate.json and plots/bfcl_by_category.csv. Nothing in them depends on time or place.
+The stage writes reports/evaluation/ (results.json, report.md, report.html, items/<model>/…), metrics/
+evaluate.json and plots/evaluation.csv. Nothing in them depends on time or place; what it took is in
+``.cahl/evaluate/timing.json``, in MLflow and in the report of an evaluation on demand.
 """
 
 from __future__ import annotations
 
 import csv
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cahl_core.call_metrics import call_counts, plan_is_valid
-from cahl_core.evaluation import bfcl, dev, report
-from cahl_core.evaluation.bfcl import BfclItem, Scored
-from cahl_core.evaluation.checker import BfclChecker, Verdict
-from cahl_core.evaluation.dev import DevRecord
-from cahl_core.evaluation.runner import (
-    ModelRun,
-    answer_of,
-    arithmetic,
-    bfcl_requests,
-    load_model,
-    run_key,
-    versions,
-)
-from cahl_core.files import atomic_dir, atomic_file, digest, sha256, write_json, write_jsonl
-from cahl_core.records import ToolTask
-from cahl_core.serving.results import AgentResult
+from cahl_core.config import Settings
+from cahl_core.evaluation import metrics_file, report, results_file
+from cahl_core.evaluation.bfcl.overall import combined
+from cahl_core.evaluation.core import Benchmark, Item
+from cahl_core.evaluation.dev import DevTasks
+from cahl_core.evaluation.harness import BenchmarkRun, choose, evaluate
+from cahl_core.evaluation.model_keys import versions
+from cahl_core.evaluation.models import Model, open_model, parse_models
+from cahl_core.evaluation.prompt_samples import prompts_of
+from cahl_core.evaluation.registry import benchmarks_of
+from cahl_core.files import atomic_dir, atomic_file, read_json, write_json
 from cahl_core.stage import StageRun
 
-ADAPTERS = {"base": None, "sft": Path("models/sft"), "cahl": Path("models/cahl")}
-DECODING = {
-    "hierarchical": "greedy; one plan, then one text per sub-task",
-    "low_only": "greedy; one text with all calls, no plan",
-    "single_level": "greedy; plan and calls in one text",
-}
-HEADLINE = ("bfcl_accuracy", "irrelevance_strict", "plan_validity", "call_validity", "mean_reward")
+CONTAMINATION = Path("reports/data/contamination.json")
+PIPELINE = frozenset({"base", "sft", "cahl"})
+Runs = dict[str, dict[str, BenchmarkRun]]  # by model, then by benchmark
+Log = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelScores:
-    """One model's texts and what became of them."""
+@dataclass(slots=True)
+class Evaluation:
+    """Everything that was evaluated, and the models it was evaluated on."""
 
-    results: list[AgentResult]
-    verdicts: list[Verdict]
-    dev: list[DevRecord]
-    summary: dict[str, Any]
+    benchmarks: list[Benchmark]
+    runs: Runs = field(default_factory=dict)
+    models: dict[str, Model] = field(default_factory=dict)
+
+    @property
+    def timing(self) -> dict[str, dict[str, Any]]:
+        """`harness.Timing` by model and benchmark."""
+        return {
+            model: {name: run.timing.to_json() for name, run in own.items()}
+            for model, own in self.runs.items()
+        }
 
 
 def run(stage: StageRun) -> None:
-    """Evaluates every model of ``evaluate.models``.
+    """Evaluates every model of ``evaluate.models`` on ``evaluate.benchmarks`` and the dev tasks.
 
     Raises:
         EvaluationError: the checkers failed; ModelError: weights cannot be loaded.
     """
     settings, root = stage.settings.evaluate, stage.root
-    checker = BfclChecker(root / "data/raw/bfcl-v3", settings.checker_timeout)
-    items, counts = bfcl.load_items(checker, None if settings.full else settings.sample)
-    tasks = dev.load_tasks(root / "data/prepared/dev.jsonl", settings.dev_tasks)
-    stage.log(f"{len(items)} BFCL items, {len(tasks)} dev tasks, models {settings.models}")
-    stage.log_input(root / "data/raw/bfcl-v3", "bfcl-v3", "evaluation")
-    stage.log_input(root / "data/prepared/dev.jsonl", "dev", "evaluation")
-    scores: dict[str, ModelScores] = {}
-    for name in settings.models:
-        with stage.phase(name):
-            scores[name] = evaluate_model(stage, name, checker, items, tasks)
-        stage.log(_line(name, scores[name].summary))
-        stage.log_metrics(flat({name: scores[name].summary}))
-    results = _results(stage, items, tasks, counts, scores)
-    _write(root, results, items, scores)
+    benchmarks = benchmarks_of(root, stage.settings)
+    if settings.dev_tasks:
+        path = root / "data/prepared/dev.jsonl"
+        benchmarks.append(DevTasks(path, settings.dev_tasks, stage.settings))
+        stage.log_input(path, "dev", "evaluation")
+    chosen = {b.name: choose(b, None if settings.full else settings.sample) for b in benchmarks}
+    stage.log(", ".join(f"{name}: {len(items)} items" for name, items in chosen.items()))
+    done = evaluate_all(root, stage.settings, benchmarks, chosen, log=stage.log, phase=stage.phase)
+    results = results_of(root, stage.settings, done)
+    metrics = metrics_file.metrics_of(results)
+    stage.log_metrics(metrics_file.flat(metrics))
+    write_report(root / "reports/evaluation", results, done)
+    write_json(root / "metrics/evaluate.json", metrics)
+    _write_plot(root / "plots/evaluation.csv", results)
+    write_json(root / ".cahl/evaluate/timing.json", done.timing)
+    stage.log_metrics(metrics_file.flat({"timing": done.timing}))
     stage.log_artifact(root / "reports/evaluation", "evaluation")
     stage.metadata(
-        bfcl_items=len(items),
+        items=sum(map(len, chosen.values())),
         summary=report.summary_table(results),
-        **flat({n: {k: s.summary[k] for k in HEADLINE} for n, s in scores.items()}),
+        **metrics_file.headline(metrics),
     )
 
 
-def evaluate_model(
-    stage: StageRun,
-    name: str,
-    checker: BfclChecker,
-    items: Sequence[BfclItem],
-    tasks: Sequence[ToolTask],
-) -> ModelScores:
-    """Texts of one model (from the cache where they are), official verdicts, measures."""
-    settings = stage.settings
-    backbone = stage.root / "data/backbone"
-    folder = ADAPTERS[name]
-    adapters = None if folder is None else stage.root / folder
-    cache = stage.cache_dir(run_key(settings, backbone, adapters))
-    model = ModelRun(
-        name, lambda: load_model(settings, backbone, adapters), cache, settings.evaluate.batch_size
-    )
-    results = model.answer(bfcl_requests(items))
-    records = model.dev(tasks)
-    model.close()
-    verdicts = checker.score([answer_of(i, r) for i, r in zip(items, results, strict=True)])
-    summary = summarise(items, results, verdicts, records, settings.evaluate.full)
-    return ModelScores(results, verdicts, records, summary)
-
-
-def summarise(
-    items: Sequence[BfclItem],
-    results: Sequence[AgentResult],
-    verdicts: Sequence[Verdict],
-    records: Sequence[DevRecord],
-    full: bool,
-) -> dict[str, Any]:
-    """The model's entry of metrics/evaluate.json; a rate without observations is ``None``."""
-    scored = [
-        Scored(i.category, v, r.outcome)
-        for i, v, r in zip(items, verdicts, results, strict=True)
-    ]  # fmt: skip
-    plans = [
-        plan_is_valid(r.plan, i.tools)
-        for i, r in zip(items, results, strict=True)
-        if r.form != "low_only"
-    ]
-    plans += [r["plan_valid"] for r in records if r["plan_valid"] is not None]
-    counts = [
-        call_counts([s.execution for s in r.steps], i.tools)
-        for i, r in zip(items, results, strict=True)
-    ]
-    valid = sum(v for v, _ in counts) + sum(r["calls_valid"] for r in records)
-    attempted = sum(a for _, a in counts) + sum(r["calls_attempted"] for r in records)
-    return {
-        **bfcl.summary(scored, full),
-        "plan_validity": sum(plans) / len(plans) if plans else None,
-        "call_validity": valid / attempted if attempted else None,
-        "calls_attempted": attempted,
-        **dev.dev_summary(records),
-        "by_category": bfcl.by_category(scored),
-    }
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested numbers as ``a/b/c`` keys; ``None`` is left out."""
-    found: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}/")
-        elif value is not None:
-            found[f"{prefix}{key}"] = float(value)
-    return found
-
-
-def _results(
-    stage: StageRun,
-    items: Sequence[BfclItem],
-    tasks: Sequence[ToolTask],
-    counts: Mapping[str, int],
-    scores: Mapping[str, ModelScores],
-) -> dict[str, Any]:
-    """Everything the report shows, and what is needed to repeat it."""
-    settings, root = stage.settings, stage.root
-    ids = {c: [i.id for i in items if i.category == c] for c in bfcl.SINGLE_TURN}
-    model = settings.model
-    return {
-        "benchmark": bfcl.VERSION,
-        "full": settings.evaluate.full,
-        "models": {name: s.summary for name, s in scores.items()},
-        "items": {c: {"evaluated": len(ids[c]), "of": counts[c]} for c in ids if ids[c]},
-        "not_evaluated": {c: n for c, n in counts.items() if not ids.get(c)},
-        "sample_digest": digest(ids),
-        "sample_ids": {c: found for c, found in ids.items() if found},
-        "dev_ids": [t.id for t in tasks],
-        "protocol": {
-            "form": model.form,
-            "decoding": DECODING[model.form],
-            "prompt": "cahl's own prompts, not BFCL's system prompt",
-            "tool_rendering": model.tool_rendering,
-            "max_context": model.max_context,
-            "plan_tokens": settings.evaluate.plan_tokens,
-            "call_tokens": settings.evaluate.call_tokens,
-            "backbone": model.backbone,
-            "device_and_dtype": arithmetic(settings),
-        },
-        "versions": {**versions(), "python": platform.python_version()},
-        "data": {
-            "bfcl_checker_sha256": sha256(
-                root / "data/raw/bfcl-v3/bfcl_eval/eval_checker/ast_eval/ast_checker.py"
-            ),
-            "dev_sha256": sha256(root / "data/prepared/dev.jsonl"),
-        },
-        "settings_digest": digest(
-            [settings.evaluate.model_dump(mode="json"), model.model_dump(mode="json")]
-        ),
-        "seed": settings.seed,
-        "unanswerable_labels_kept": list(bfcl.UNANSWERABLE),
-    }
-
-
-def _write(
+def evaluate_all(
     root: Path,
-    results: dict[str, Any],
-    items: Sequence[BfclItem],
-    scores: Mapping[str, ModelScores],
-) -> None:
-    records = {name: item_records(items, s) for name, s in scores.items()}
-    with atomic_dir(root / "reports/evaluation") as folder:
-        write_json(folder / "results.json", results)
-        (folder / "report.md").write_text(report.markdown(results, records), encoding="utf-8")
-        (folder / "report.html").write_text(report.html(results, records), encoding="utf-8")
-        for name, rows in records.items():
-            write_jsonl(folder / "items" / f"{name}.jsonl", rows)
-            write_jsonl(folder / "items" / f"{name}-dev.jsonl", scores[name].dev)
-    with atomic_file(root / "plots/bfcl_by_category.csv") as path, path.open("w") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["model", "category", "accuracy", "n"])
-        for name, s in scores.items():
-            for category, row in s.summary["by_category"].items():
-                writer.writerow([name, category, round(row["accuracy"], 6), row["n"]])
-    metrics = {name: s.summary for name, s in scores.items()}
-    write_json(root / "metrics/evaluate.json", {"n": len(items), **metrics})
+    settings: Settings,
+    benchmarks: Sequence[Benchmark],
+    chosen: Mapping[str, Sequence[Item]],
+    *,
+    log: Log,
+    phase: Callable[[str], AbstractContextManager[None]] | None = None,
+) -> Evaluation:
+    """Every model of ``evaluate.models`` on every benchmark, model by model.
+
+    Answers are kept below ``.cahl/evaluate/records``, so an evaluation that was ended goes on.
+    """
+    wanted = settings.evaluate
+    done = Evaluation(list(benchmarks))
+    try:
+        for spec in parse_models(wanted.models):
+            model = open_model(spec, settings, root)
+            done.models[spec.label] = model
+            own = done.runs[spec.label] = {}
+            with phase(spec.label) if phase else nullcontext():
+                for benchmark in benchmarks:
+                    own[benchmark.name] = evaluate(
+                        model,
+                        benchmark,
+                        chosen[benchmark.name],
+                        root / ".cahl/evaluate/records",
+                        batch_size=wanted.batch_size,
+                        samples=1 if benchmark.name == DevTasks.name else wanted.samples,
+                    )
+                    log(_line(spec.label, own[benchmark.name]))
+            model.close()
+    finally:
+        for benchmark in benchmarks:
+            close = getattr(benchmark, "close", None)
+            if close is not None:
+                close()
+    return done
 
 
-def item_records(items: Sequence[BfclItem], scores: ModelScores) -> list[dict[str, Any]]:
-    """One record per BFCL item: request, texts, calls, verdict."""
-    return [
-        {
-            "id": item.id,
-            "category": item.category,
-            "valid": verdict.valid,
-            "outcome": result.outcome,
-            "error_type": verdict.error_type,
-            "error": result.too_long or verdict.error,
-            "request": item.messages[-1].content,
-            "tools": [t.name for t in item.tools],
-            "plan_text": result.plan_text,
-            "texts": [s.text for s in result.steps],
-            "calls": [c.to_json() for c in result.calls],
-            "prompt_tokens": result.prompt_tokens,
-            "completion_tokens": result.completion_tokens,
+def results_of(root: Path, settings: Settings, done: Evaluation) -> results_file.Results:
+    """All results as JSON (`results_file.build`), the prompts of each model's form with them."""
+    contamination = root / CONTAMINATION
+    facts = {label: model.facts() for label, model in done.models.items()}
+    prompts = {
+        label: {
+            name: prompts_of(
+                run.benchmark, run.attempts[0].item, model.form, _rendering(facts[label])
+            )
+            for name, run in done.runs[label].items()
+            if run.attempts and name != DevTasks.name
         }
-        for item, result, verdict in zip(items, scores.results, scores.verdicts, strict=True)
-    ]
+        for label, model in done.models.items()
+    }
+    scores = {m: {n: run.scores for n, run in own.items()} for m, own in done.runs.items()}
+    counts = {b.name: b.about().get("counts", {}) for b in done.benchmarks}
+    built = results_file.build(
+        scores,
+        done.benchmarks,
+        models=facts,
+        config={
+            "profile": settings.profile,
+            "model": settings.model.model_dump(mode="json"),
+            "evaluate": settings.evaluate.model_dump(mode="json"),
+        },
+        versions=versions(),
+        seeds={"seed": settings.seed},
+        prompts=prompts,
+        contamination=read_json(contamination) if contamination.exists() else None,
+    )
+    return built | {"combined": {m: combined(own, counts) for m, own in scores.items()}}
 
 
-def _line(name: str, summary: Mapping[str, Any]) -> str:
-    return f"{name}: " + ", ".join(f"{key} {report.number(summary[key])}" for key in HEADLINE)
+def _rendering(facts: Mapping[str, Any]) -> Any:
+    return facts.get("tool_rendering", "compact")
+
+
+def write_report(
+    folder: Path,
+    results: results_file.Results,
+    done: Evaluation,
+    timing: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the whole directory, or leaves what was there."""
+    items = {
+        model: {
+            name: [
+                results_file.item_line(score, record, run.benchmark.example(attempt, record))
+                for attempt, record, score in zip(
+                    run.attempts, run.records, run.scores, strict=True
+                )
+            ]
+            for name, run in own.items()
+        }
+        for model, own in done.runs.items()
+    }
+    with atomic_dir(folder) as temporary:
+        results_file.write(temporary, results, items)
+        for name, render in (("report.md", report.markdown), ("report.html", report.html)):
+            (temporary / name).write_text(render(results, items, timing), encoding="utf-8")
+
+
+def on_demand(
+    root: Path,
+    settings: Settings,
+    benchmarks: Sequence[Benchmark],
+    out: Path | None,
+    *,
+    limit: int = 0,
+) -> Path:
+    """Evaluates outside the pipeline, prints the summary and writes a report with what it took.
+
+    Args:
+        out: directory of the report; by default one below reports/evaluations, named by the time.
+        limit: so many items of each benchmark, the first by hashed id; 0 takes all.
+
+    Returns:
+        The directory.
+    """
+    chosen = {b.name: choose(b, {b.name: limit} if limit else None) for b in benchmarks}
+    done = evaluate_all(root, settings, benchmarks, chosen, log=_say)
+    results = results_of(root, settings, done) | {"git": _commit(root)}
+    folder = out or root / "reports/evaluations" / datetime.now().strftime("%Y%m%d-%H%M%S")
+    write_report(folder, results, done, done.timing)
+    print(report.summary_table(results))
+    print(f"report: {folder / 'report.html'}")
+    return folder
+
+
+def _say(message: str) -> None:
+    import sys
+
+    print(f"[evaluate] {message}", file=sys.stderr, flush=True)
+
+
+def _commit(root: Path) -> str | None:
+    """The project's commit, with ``+`` where files differ from it."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _line(label: str, run: BenchmarkRun) -> str:
+    right = sum(s.correct for s in run.scores)
+    taken = f", {run.timing.seconds:.0f} s" if run.timing.attempts else ", all from earlier runs"
+    return f"{label}, {run.benchmark.name}: {right:g} of {len(run.scores)}{taken}"
+
+
+def _write_plot(path: Path, results: results_file.Results) -> None:
+    with atomic_file(path) as temporary, temporary.open("w") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["model", "category", "accuracy", "low", "high", "n"])
+        for model, own in results["results"].items():
+            for name, summary in own.items():
+                for category, row in summary["by_category"].items():
+                    found = row["accuracy"]
+                    values = [round(found[k], 6) for k in ("value", "low", "high")]
+                    writer.writerow([model, f"{name}/{category}", *values, row["n"]])

@@ -7,6 +7,7 @@ repeats the batches it would have had; only the interrupted one is smaller.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 from cahl_core.errors import ConfigError, EvaluationError
 from cahl_core.evaluation.core import Attempt, Benchmark, Item, ItemScore, Record, Solver
+from cahl_core.evaluation.model_keys import reached_digest
 from cahl_core.evaluation.store import RecordStore
 from cahl_core.files import digest
 from cahl_core.progress import progress
@@ -173,6 +175,12 @@ def _solve(
         raise EvaluationError(f"{benchmark.name} gave no record for {sorted(left)[:5]}")
 
 
+def _name(model: Model, benchmark: Benchmark) -> str:
+    """A file name that tells apart what records depend on beside items: model, and benchmark's code."""
+    key = digest([model.key(), reached_digest(type(benchmark).__module__)])
+    return f"{key}-{re.sub(r'[^A-Za-z0-9._-]+', '-', benchmark.name)}"
+
+
 def evaluate(
     model: Model,
     benchmark: Benchmark,
@@ -190,7 +198,10 @@ def evaluate(
     Raises:
         EvaluationError: the harness or a checker failed; never a score.
     """
-    store = RecordStore(cache / f"{digest(model.key())}-{benchmark.name.replace('/', '-')}.jsonl")
+    place = cache / _name(model, benchmark)
+    if hasattr(benchmark, "notes"):  # what it makes of a model before the first item
+        benchmark.notes = place
+    store = RecordStore(place.with_name(f"{place.name}.jsonl"))
     attempts, records, timing = answer(
         model, benchmark, items, store, batch_size=batch_size, samples=samples
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,8 +11,9 @@ from typing import Any
 
 import cahl_core
 from cahl_core.config import ModelSettings
-from cahl_core.files import tree_digest
+from cahl_core.files import digest, tree_digest
 
+PACKAGE = Path(cahl_core.__file__).parent
 LIBRARIES = ("torch", "transformers", "peft")
 PROMPTS = ("protocol", "serving/agent.py", "serving/results.py", "serving/writers.py", "records.py",
            "roles.py")  # fmt: skip
@@ -36,8 +38,7 @@ def arithmetic(settings: ModelSettings) -> list[str]:
 
 def code_digest(parts: Sequence[str]) -> list[Any]:
     """Digests of modules and packages of this program, by name."""
-    package = Path(cahl_core.__file__).parent
-    return [[part, _code(package / part)] for part in parts]
+    return [[part, _code(PACKAGE / part)] for part in parts]
 
 
 def _code(path: Path) -> Any:
@@ -55,3 +56,33 @@ def folder_digest(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _folder_digest(path: Path, stamps: tuple[Any, ...]) -> str:
     return tree_digest(path)
+
+
+# What every module imports and no text depends on: settings have their own place in a key.
+PLUMBING = frozenset({"config", "errors", "evaluate_config", "files", "lineage", "memory", "progress",
+                      "rollout_config", "stage", "tables", "tracking", "train_config"})  # fmt: skip
+
+
+def reached_digest(module: str) -> str:
+    """Digest of the code of a module of this program and of all it imports of it, directly or not."""
+    found: set[Path] = set()
+    _reach(module, found)
+    return digest([[str(p.relative_to(PACKAGE)), tree_digest(p)] for p in sorted(found)])
+
+
+def _reach(module: str, found: set[Path]) -> None:
+    parts = module.split(".")
+    path = PACKAGE.joinpath(*parts[1:])
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    known = parts[0] == PACKAGE.name and path.is_file() and parts[-1] not in PLUMBING
+    if not known or path in found:
+        return
+    found.add(path)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            _reach(node.module, found)
+            for name in node.names:
+                _reach(f"{node.module}.{name.name}", found)
+        elif isinstance(node, ast.Import):
+            for name in node.names:
+                _reach(name.name, found)

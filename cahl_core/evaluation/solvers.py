@@ -50,6 +50,7 @@ class LocalSolver(Agent):
             call_tokens=call_tokens,
             temperature=temperature,
         )
+        self.source = team  # what training's own rollouts sample from
         self._role: Role | None = None
         if bare or settings.form != "hierarchical":
             self._role = roles_of(settings.form)[0]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cahl_core.errors import StageInputError
+from cahl_core.evaluation.metrics_file import flat
 from cahl_core.files import read_json, tree_digest, write_json
 from cahl_core.roles import roles_of
 from cahl_core.serving.backbone_pointer import backbone_below, weights_digest
@@ -138,12 +139,7 @@ def _evaluation(root: Path) -> dict[str, float]:
     path = root / "metrics/evaluate.json"
     if not path.exists():
         raise StageInputError(f"{path} does not exist", "run: cahl evaluate")
-    summary = read_json(path).get("cahl") or {}
-    return {
-        key: float(value)
-        for key, value in summary.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    return flat(read_json(path).get("cahl") or {})
 
 
 @contextmanager

@@ -45,7 +45,7 @@ PROFILE = {
         "plan_tokens": 16,
         "call_tokens": 16,
         "dev_tasks": 2,
-        "sample": {"simple": 2, "irrelevance": 1},
+        "sample": {"bfcl_v3/simple": 2, "bfcl_v3/irrelevance": 1},
     },
 }
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for the whole run

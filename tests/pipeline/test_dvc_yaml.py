@@ -24,6 +24,7 @@ RUNTIME = {
     "cli",
     "config",
     "errors",
+    "evaluate_config",
     "files",
     "lineage",
     "memory",

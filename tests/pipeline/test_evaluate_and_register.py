@@ -19,6 +19,7 @@ from cahl_core.stage import StageRun
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = {"simple": 3, "parallel": 2, "irrelevance": 2}
+TURNS = {"multi_turn_base": 1, "multi_turn_miss_func": 1}
 TASK = {
     "id": "dev-1",
     "source": "test",
@@ -28,7 +29,8 @@ TASK = {
     "answers": [[{"name": "add", "arguments": {"a": 1, "b": 2}}]],
     "meta": {},
 }  # fmt: skip
-MADE = ("reports/evaluation", "metrics/evaluate.json", "plots/bfcl_by_category.csv")
+MADE = ("reports/evaluation", "metrics/evaluate.json", "plots/evaluation.csv")
+EVALUATED = {"bfcl_v3/n": 7.0, "bfcl_v3/accuracy": 0.25}
 REQUEST = {"messages": [{"role": "user", "content": "Add one and two."}], "tools": TASK["tools"]}
 
 
@@ -43,7 +45,9 @@ def _settings(**register: object) -> Settings:
             },
             "train": {"planner": {"max_tokens": 32}, "executor": {"max_tokens": 32}},
             "evaluate": {
-                "sample": SAMPLE,
+                "benchmarks": ["bfcl_v3", "bfcl_v3_multi_turn"],
+                "sample": {f"bfcl_v3/{c}": n for c, n in SAMPLE.items()}
+                | {f"bfcl_v3_multi_turn/{c}": n for c, n in TURNS.items()},
                 "plan_tokens": 32,
                 "call_tokens": 32,
                 "batch_size": 4,
@@ -100,22 +104,30 @@ def _digests(root: Path) -> list[str]:
 def test_evaluation_writes_what_dvc_declares_the_same_each_time(built: Path) -> None:
     _evaluate(built)
     metrics = json.loads((built / "metrics/evaluate.json").read_text())
-    assert (list(metrics), metrics["n"]) == (["n", "base", "sft", "cahl"], 7)
+    assert (list(metrics), metrics["n"]) == (["n", "base", "sft", "cahl"], 10)
     for model in ("base", "sft", "cahl"):
-        assert metrics[model]["bfcl_n"] == 5
-        assert {c: r["n"] for c, r in metrics[model]["by_category"].items()} == SAMPLE
-    plot = (built / "plots/bfcl_by_category.csv").read_text().splitlines()
-    assert plot[0] == "model,category,accuracy,n"
-    assert len(plot) == 1 + 3 * len(SAMPLE)
+        assert list(metrics[model]) == ["bfcl_v3", "bfcl_v3_multi_turn", "dev"]
+        assert metrics[model]["bfcl_v3"]["n"] == 7
+        assert metrics[model]["bfcl_v3"]["calls_due"]["n"] == 5
+        assert list(metrics[model]["bfcl_v3_multi_turn"]["by_category"]) == list(TURNS)
+        assert metrics[model]["dev"]["mean_reward"] == 0.0  # random weights
+    plot = (built / "plots/evaluation.csv").read_text().splitlines()
+    assert plot[0] == "model,category,accuracy,low,high,n"
+    assert len(plot) == 1 + 3 * (len(SAMPLE) + len(TURNS) + 1)
     reports = built / "reports/evaluation"
-    rows = [json.loads(line) for line in (reports / "items/cahl.jsonl").open()]
+    rows = [json.loads(line) for line in (reports / "items/cahl/bfcl_v3.jsonl").open()]
     assert len(rows) == 7
     results = json.loads((reports / "results.json").read_text())
-    assert sum(map(len, results["sample_ids"].values())) == 7
+    assert results["benchmarks"]["bfcl_v3"]["evaluated"] == SAMPLE
+    shown = results["prompts"]["cahl"]["bfcl_v3"]
+    assert [p["title"].partition(",")[0] for p in shown] == ["planner", "executor"]
+    assert "You plan tool use" in shown[0]["text"]
     everything = "".join(p.read_text() for p in reports.rglob("*") if p.is_file())
     assert str(built) not in everything
     page = (reports / "report.html").read_text()
-    assert re.findall(r"<[^>]*\b(?:src|href)\s*=", page) == []
+    assert re.findall(r"<[^>]*\b(?:src|href)\s*=\s*[\"'](?!#)", page) == []
+    timing = json.loads((built / ".cahl/evaluate/timing.json").read_text())
+    assert timing["base"]["bfcl_v3"]["attempts"] == 7
     first = _digests(built)
     shutil.rmtree(built / ".cahl")
     _evaluate(built)
@@ -147,13 +159,17 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     with pytest.raises(KeyboardInterrupt):
         _evaluate(built)
     assert not any((built / path).exists() for path in MADE)
-    before = sum(calls[:2])
+    records = built / ".cahl/evaluate/records"
+    kept = sum(len(p.read_text().splitlines()) for p in records.glob("*.jsonl"))
+    assert kept == 7  # the first benchmark in batches of four; random weights write no plan
     calls.clear()
     calls.extend([0, 0, 0])  # past the interruption
     _evaluate(built)
     assert _digests(built) == expected
-    distinct = 2 * (7 + 1)  # equal adapters are not asked twice
-    assert sum(calls) == distinct - before
+    whole = [line for p in records.glob("*.jsonl") for line in p.read_text().splitlines()]
+    keys = [(json.loads(line)["id"], json.loads(line)["key"]) for line in whole]
+    assert len(whole) == 2 * (7 + 2 + 1)  # equal adapters are not asked twice, and no item is
+    assert len(set(keys)) == len(whole) / 2
 
 
 def test_a_failing_checker_writes_no_score(built: Path, tmp_path: Path) -> None:
@@ -182,7 +198,8 @@ def evaluated(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """``built`` with a made-up evaluation, and MLflow in its own database."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (built / "metrics").mkdir()
-    metrics = {"n": 7, "cahl": {"bfcl_accuracy": 0.25, "call_validity": None, "by_category": {}}}
+    row = {"n": 7, "accuracy": 0.25, "call_validity": None, "by_category": {}}
+    metrics = {"n": 7, "cahl": {"bfcl_v3": row}}
     (built / "metrics/evaluate.json").write_text(json.dumps(metrics))
     return built
 
@@ -219,7 +236,7 @@ def test_the_registered_model_answers_in_a_new_process(
     assert {"plan", "tool_calls", "content", "finish_reason", "outcome"} <= set(answer)
     assert answer["outcome"] == "plan_failure"  # random weights
     report = (evaluated / "reports/registration.json").read_text()
-    assert json.loads(report)["evaluation"] == {"bfcl_accuracy": 0.25}
+    assert json.loads(report)["evaluation"] == EVALUATED
     assert reported["version"] == 1
     again = _register(evaluated, _settings())
     assert again["version"] == 2
@@ -232,7 +249,7 @@ def test_the_model_carries_its_evaluation_and_no_pickle(evaluated: Path) -> None
     reported = _register(evaluated, _settings())
     client = mlflow.MlflowClient()
     logged = client.get_logged_model(str(reported["model_id"]))
-    assert {m.key: m.value for m in logged.metrics} == {"bfcl_accuracy": 0.25}
+    assert {m.key: m.value for m in logged.metrics} == EVALUATED
     assert client.get_model_version_by_alias("cahl-agent", "champion").version in (1, "1")
     files = (p for p in (evaluated / "mlartifacts").rglob("*") if p.is_file())
     # the model file is imported from the local store once, which leaves compiled code beside it

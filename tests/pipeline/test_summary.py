@@ -19,15 +19,18 @@ def shown(root: Path, ran: list[str]) -> str:
 
 def test_scores_times_and_next_steps_are_there(tmp_path: Path) -> None:
     (tmp_path / "metrics").mkdir()
-    row = {
-        "bfcl_accuracy": 0.25,
-        "bfcl_accuracy_low": 0.18,
-        "bfcl_accuracy_high": 0.331,
+    bfcl = {
+        "n": 128,
+        "accuracy": 0.9,
+        "low": 0.8,
+        "high": 0.95,
+        "calls_due": {"n": 100, "accuracy": 0.25, "low": 0.18, "high": 0.331},
         "plan_validity": 1.0,
         "call_validity": None,
-        "mean_reward": 1.23456,
     }
-    scores = {"n": 140, "base": row | {"bfcl_accuracy": 0.0}, "sft": row, "cahl": row}
+    dev = {"n": 12, "accuracy": 0.5, "low": 0.25, "high": 0.75, "mean_reward": 1.23456}
+    row = {"bfcl_v3": bfcl, "dev": dev, "bfcl_v3_no_exec": {"overall": 0.2}}
+    scores = {"n": 140, "base": row, "sft": row, "cahl": row}
     (tmp_path / "metrics/evaluate.json").write_text(json.dumps(scores))
     sidecars = tmp_path / ".cahl/stages"
     sidecars.mkdir(parents=True)
@@ -37,6 +40,8 @@ def test_scores_times_and_next_steps_are_there(tmp_path: Path) -> None:
     assert "140 items" in text
     for expected in ("after SFT", "after CAHL", "25.0 %", "18.0 % – 33.1 %", "100.0 %", "1.235"):
         assert expected in text
+    assert "90.0 %" not in text  # with irrelevance, where broken output is right
+    assert text.count("bfcl_v3, calls due") == text.count("dev ") == 3
     assert "1 min 15 s" in text
     assert "3.2 GB" in text
     [line] = [line for line in text.splitlines() if "prepare" in line]
@@ -46,4 +51,4 @@ def test_scores_times_and_next_steps_are_there(tmp_path: Path) -> None:
 
 
 def test_without_an_evaluation_there_is_no_empty_table(tmp_path: Path) -> None:
-    assert "BFCL" not in shown(tmp_path, [])
+    assert "evaluation" not in shown(tmp_path, [])

@@ -8,8 +8,10 @@ import pytest
 from small_project import Scripted, Tokens, small_settings, small_task
 
 from cahl_core.config import Settings
-from cahl_core.evaluation.dev import DevRecord, dev_summary, run_dev
-from cahl_core.evaluation.evaluate import summarise
+from cahl_core.errors import ConfigError
+from cahl_core.evaluation.core import Attempt, ItemScore
+from cahl_core.evaluation.dev import DevRecord, DevTasks, run_dev
+from cahl_core.files import write_jsonl
 from cahl_core.protocol.texts import execution_text, plan_text, single_text
 from cahl_core.records import Plan, SubTask, ToolCall
 
@@ -56,7 +58,6 @@ def test_a_flat_run_is_solved_by_references_to_its_own_calls(
     assert [c["arguments"] for c in record["calls"]] == [FIND.arguments, {"id": 4}]
     assert record["plan_text"] == (None if low_only else plan_text(PLAN))
     assert record["calls_attempted"] == record["calls_valid"] == 2
-    assert dev_summary([record])["mean_reward"] == pytest.approx(2.5)
     assert source.prompts["planner"] == []
     assert source.options["executor"]["stop"] == ("</response>",)
 
@@ -75,8 +76,36 @@ def test_a_plan_that_names_an_unknown_tool_solves_nothing(tiny_backbone: Path) -
     assert (record["plan_valid"], record["solved"]) == (False, False)
 
 
-def test_where_no_plans_are_written_their_validity_is_unknown(tiny_backbone: Path) -> None:
-    record, _ = _run(tiny_backbone, "low_only", execution_text([FIND, BOOK]))
-    summary = summarise([], [], [], [record], full=False)
-    assert summary["plan_validity"] is None
-    assert summary["call_validity"] == 1
+@pytest.fixture
+def dev(tmp_path: Path) -> DevTasks:
+    write_jsonl(tmp_path / "dev.jsonl", [small_task(n).to_json() for n in (4, 5, 7)])
+    return DevTasks(tmp_path / "dev.jsonl", 2, _settings("hierarchical"))
+
+
+def _evaluate(dev: DevTasks, source: Scripted) -> list[ItemScore]:
+    class Solver:
+        form = "hierarchical"
+
+    solver = Solver()
+    solver.source = source  # type: ignore[attr-defined]
+    attempts = [Attempt(item) for item in dev.items()]
+    records: list[DevRecord] = []
+    dev.solve(solver, attempts, lambda _, record: records.append(record))  # type: ignore[arg-type]
+    return dev.score(attempts, records)
+
+
+def test_as_a_benchmark_what_is_solved_is_correct(dev: DevTasks, tiny_backbone: Path) -> None:
+    texts = [execution_text([FIND]), execution_text([RESOLVED])]
+    source = Scripted(Tokens(tiny_backbone), [plan_text(PLAN)], texts)
+    scores = _evaluate(dev, source)
+    # task 5 is about another city: the same texts are wrong there
+    assert [(s.id, s.correct, s.planned) for s in scores] == [("t4", 1.0, True), ("t5", 0.0, True)]
+    assert scores[0].scores["reward"] == pytest.approx(2.5)
+    summary = dev.summary(scores)
+    assert 0 < summary["mean_reward"] < 2.5
+    assert dev.about()["counts"] == {"toy": 2}
+
+
+def test_models_behind_a_url_cannot_be_rolled_out(dev: DevTasks) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.dev_tasks=0"):
+        dev.solve(object(), [], lambda *_: None)  # type: ignore[arg-type]

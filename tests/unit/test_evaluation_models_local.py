@@ -233,10 +233,12 @@ def test_missing_weights_are_found_before_anything_is_loaded(root: Path, tmp_pat
 
 
 def test_adapters_of_another_backbone_are_refused(root: Path, tmp_path: Path) -> None:
-    from conftest import make_model
+    from safetensors.torch import load_file, save_file
 
     shutil.copytree(root / "data/backbone", tmp_path / "other")
-    make_model(tmp_path / "other", seed=5)
+    weights = tmp_path / "other/model.safetensors"
+    changed = {name: tensor + 0.5 for name, tensor in load_file(weights).items()}
+    save_file(changed, weights, metadata={"format": "pt"})
     model = _open(f"hf:{tmp_path}/other?adapters={root}/models/cahl", root)
     with pytest.raises(ModelError, match=r"trained on other weights(?s:.*)name its URL"):
         model.solver()
