@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -21,9 +21,10 @@ from cahl_core.evaluation.core import Attempt, ItemScore
 from cahl_core.evaluation.task_records import judged
 from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolTask
 from cahl_core.serving.results import AgentResult
-from cahl_core.train_config import FORMS, Form, ValueSettings
+from cahl_core.train_config import Form, ValueSettings
 from tests.unit.chained_tasks import Writes, gold, idle, planning, score_of, solved, trip
 
+FORMS: tuple[Form, ...] = get_args(Form)
 MIRROR = Path(__file__).parents[3] / "shared" / "data"
 ZERO = {"plan_distance", "extra_calls"}  # best at 0, all others at 1
 
