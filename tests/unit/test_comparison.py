@@ -16,7 +16,9 @@ from cahl_core.evaluation.report.compared import blocks
 from cahl_core.evaluation.report.page import render_page
 
 BENCHMARKS = ("api_bank", "bamboogle")
+TRAIN = {"max_tokens": 9}
 CONFIG: dict[str, Any] = {
+    "train": TRAIN,
     "evaluate": {"plan_tokens": 256, "models": ["a"]},
     "model": {"max_context": 512},
 }
@@ -74,9 +76,9 @@ def test_other_models_are_compared_item_by_item(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "matters"),
     [
-        ({"evaluate": {"plan_tokens": 128, "models": ["a"]}, "model": {"max_context": 512}}, True),
-        ({"evaluate": {"plan_tokens": 256, "models": ["a"]}, "model": {"max_context": 99}}, True),
-        ({"evaluate": {"plan_tokens": 256, "models": ["b"]}, "model": {"max_context": 512}}, False),
+        ({**CONFIG, "evaluate": {"plan_tokens": 128, "models": ["a"]}}, True),
+        ({**CONFIG, "model": {"max_context": 99}}, True),
+        ({**CONFIG, "evaluate": {"plan_tokens": 256, "models": ["b"]}}, False),
         ({**CONFIG, "train": {"max_tokens": 3}}, False),
     ],
 )
@@ -128,6 +130,10 @@ def test_other_items_are_refused_and_said(tmp_path: Path) -> None:
     found = compare(*_pair(tmp_path, share=0.2))
     assert all(p.found is None for p in found.parts)
     assert found.parts[0].reasons == ["items"]
+    assert [(d.benchmark, d.what, d.one, d.other) for d in found.differences] == [
+        ("api_bank", "items", "60", "119"),
+        ("bamboogle", "items", "12", "25"),
+    ]
     assert "only the second has" in found.parts[0].refused
     text = compare_reports(tmp_path / "a", tmp_path / "b")
     assert "a paired difference needs the same items" in text
