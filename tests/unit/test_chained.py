@@ -19,6 +19,7 @@ from cahl_core.evaluation.chained import SCORES, ChainedCalls
 from cahl_core.evaluation.chained_runs import RecordedResults, forced_sub_task, planned
 from cahl_core.evaluation.core import Attempt, ItemScore
 from cahl_core.evaluation.task_records import judged
+from cahl_core.protocol.texts import execution_text
 from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolTask
 from cahl_core.serving.results import AgentResult
 from cahl_core.train_config import Form, ValueSettings
@@ -329,6 +330,47 @@ def test_teacher_forced_steps_get_the_gold_sub_task_and_all_that_came_before() -
     assert steps[3].plan == Plan((forced_sub_task(benchmark.tasks[0], 3),))
     assert [result for _, result in steps[3].feedback] == trip().meta["results"][:3]
     assert len({request.seed for request in solver.asked}) == 5
+
+
+def _call(name: str, **arguments: str) -> str:
+    return execution_text([ToolCall(name, arguments)])
+
+
+TAXI = _call("taxi", start="h7", end="p2")
+
+
+@pytest.mark.parametrize(
+    ("last", "right"),
+    [
+        (TAXI, True),
+        (_call("taxi", start="$var3.hotels[0].spot$", end="$var2.id$"), True),
+        (_call("taxi", start="$var3.hotels[0].spot$", end="$var1.id$"), False),
+        (_call("taxi", start="h7", end="p1"), False),
+        (_call("taxi", start="h7"), False),
+        (_call("news"), False),
+        (TAXI + TAXI, False),
+        ("<response>done</response>", False),
+        ("taxi, please", False),
+        (None, False),
+    ],
+)
+def test_a_teacher_forced_step_is_right_if_it_is_the_one_gold_call(
+    last: str | None, right: bool
+) -> None:
+    benchmark, attempts, records, _ = solved([trip()])
+    record = {**records[0], "forced": [*records[0]["forced"][:3], last]}
+    (score,) = benchmark.score(attempts, [record])
+    assert score.scores["step_accuracy_forced"] == (1.0 if right else 0.75)
+    assert score.correct == 1.0  # the free run is another one
+
+
+def test_without_recorded_results_a_teacher_forced_step_refers_to_the_right_call() -> None:
+    benchmark, attempts, records, _ = solved([trip(recorded=False)])
+    for end, share in (("$var2.id$", 1.0), ("$var1.id$", 0.75)):
+        last = _call("taxi", start="$var3.hotels.spot$", end=end)
+        record = {**records[0], "forced": [*records[0]["forced"][:3], last]}
+        (score,) = benchmark.score(attempts, [record])
+        assert score.scores["step_accuracy_forced"] == share
 
 
 @pytest.mark.parametrize("form", ["low_only", "single_level"])
