@@ -29,7 +29,8 @@ READING = (
     "interval, where all items are equal and a bootstrap has no width. Wilson's also stands beside "
     "proportions.",
     "Differences are paired: both models on the same items and the same resamples. p is McNemar's exact "
-    "two-sided test over the items that changed.",
+    "two-sided test over the items that changed. Nothing is corrected for looking at many categories: one "
+    "interval in twenty leaves out the truth by chance.",
     "An item that could not be answered (a text outside the grammar, a prompt too long for the context) "
     "counts as answered wrongly, except where the official rule pays for it; that is said there.",
 )

@@ -53,6 +53,8 @@ def published(results: Results, name: str) -> list[Block]:
 def _protocol_rows(
     results: Results, found: reference.ProtocolRows, models: list[str]
 ) -> list[Block]:
+    if not any(c.ours for c in found.columns):
+        models = []  # the sentence below says why
     rows = [_ours(results, found, model) for model in models]
     sources = list(dict.fromkeys(row.source for _, row in found.rows))
     for relation, row in found.rows:
