@@ -102,7 +102,7 @@ class ChainedCalls:
         self.tasks = [planned(task) for task in tasks]
         self.forced = forced
         self.rules = rules
-        self.notes = list(notes)
+        self._remarks = list(notes)
         self.data = dict(data or {})
         self.environment = environment
         self.by, self._category = categories(self.tasks)
@@ -212,7 +212,7 @@ class ChainedCalls:
             protocol["step_accuracy_forced"] = "not asked for in this run"
         return {
             "protocol": protocol,
-            "notes": [*self.notes, *_results_notes(self.tasks)],
+            "notes": [*self._remarks, *_results_notes(self.tasks)],
             "data": self.data,
             "counts": dict(Counter(self._category(t) for t in self.tasks)),
         }
