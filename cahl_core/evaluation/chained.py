@@ -180,21 +180,23 @@ class ChainedCalls:
         return fmean(forced_correct(texts, task, self.rules))
 
     def summary(self, scores: Sequence[ItemScore]) -> dict[str, Any]:
-        """Mean of every measure with the number of items it was observed on, all and by category.
+        """Step accuracies over gold calls instead of tasks, and the share of tasks lost to each failure.
 
-        ``step_accuracy_*_micro`` weigh by gold calls; ``failures`` counts why tasks were not solved.
+        The means of all measures are the harness's; `measures` has them by category.
         """
+        failures = Counter(s.error_type for s in scores if s.error_type)
+        lost = {kind: count / len(scores) for kind, count in failures.most_common()}
+        return {**self._micro(scores), "not_solved": lost}
+
+    def measures(self, scores: Sequence[ItemScore]) -> dict[str, dict[str, Any]]:
+        """For all items and each category ``n``, ``success``, and of every measure its mean and the
+        number of items it was observed on."""
         # sizes in their order, other categories as they come
         present = dict.fromkeys(s.category for s in scores)
         ordered = [*(w for w in (*(w for _, w in SIZES), MORE) if w in present), *present]
         groups = {"all": list(scores)}
         groups |= {c: [s for s in scores if s.category == c] for c in dict.fromkeys(ordered)}
-        failures = Counter(s.error_type for s in scores if s.error_type)
-        return {
-            "measures": {name: _means(group) for name, group in groups.items()},
-            "micro": self._micro(scores),
-            "failures": dict(failures.most_common()),
-        }
+        return {name: _means(group) for name, group in groups.items()}
 
     def _micro(self, scores: Sequence[ItemScore]) -> dict[str, float | None]:
         size = {t.id: len(t.calls) for t in self.tasks}

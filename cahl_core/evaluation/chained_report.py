@@ -5,6 +5,7 @@ Model and data texts are shown with control characters escaped (a terminal would
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -47,18 +48,22 @@ ROWS = (
 )
 
 
-def show(title: str, summary: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+def show(
+    title: str,
+    groups: Mapping[str, Mapping[str, Any]],
+    scores: Sequence[ItemScore],
+    notes: Sequence[str] = (),
+) -> None:
     """Prints the measures overall and by category, then failures and notes.
 
     Args:
-        summary: of `ChainedCalls.summary`.
+        groups: of `ChainedCalls.measures`, of the same scores.
     """
-    groups = summary["measures"]
     names = list(groups) if len(groups) > 2 else ["all"]
     header = ["measure", *(f"{name} (n={groups[name]['n']})" for name in names)]
     rows = [[words, *(_cell(groups[g], key) for g in names)] for words, key in ROWS]
     show_table(header, [r for r in rows if any(c != "–" for c in r[1:])], title)
-    for line in [*failure_lines(summary), *notes]:
+    for line in [*failure_lines(scores), *notes]:
         print(line)
 
 
@@ -77,12 +82,12 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def failure_lines(summary: Mapping[str, Any]) -> list[str]:
+def failure_lines(scores: Sequence[ItemScore]) -> list[str]:
     """``not solved: 3 wrong_arguments, 1 missing_call``; nothing where all are solved."""
-    failures = summary["failures"]
+    failures = Counter(s.error_type for s in scores if s.error_type)
     if not failures:
         return []
-    return ["not solved: " + ", ".join(f"{count} {kind}" for kind, count in failures.items())]
+    return ["not solved: " + ", ".join(f"{n} {kind}" for kind, n in failures.most_common())]
 
 
 def worst_and_best(scores: Sequence[ItemScore], count: int) -> tuple[list[int], list[int]]:

@@ -458,16 +458,30 @@ def test_categories_are_splits_then_sources_then_sizes() -> None:
     assert labels(origin) == ["x", "y"]
 
 
-def test_summary_says_on_how_many_items_each_measure_was_observed() -> None:
+def test_measures_say_on_how_many_items_each_measure_was_observed() -> None:
     benchmark, _, _, scores = solved([trip(), idle()])
-    found = benchmark.summary(scores)
-    assert found["measures"]["all"]["plan_tools_f1"] == {"mean": 1.0, "n": 1}
-    assert found["measures"]["all"]["plan_exact"] == {"mean": 1.0, "n": 2}
-    assert found["measures"]["no call"]["n"] == 1
-    assert found["micro"] == {"step_accuracy_forced_micro": 1.0, "step_accuracy_free_micro": 1.0}
-    assert set(found["measures"]["all"]) == {"n", "success", *SCORES}
-    assert list(found["measures"]) == ["all", "no call", "4-5 calls"]
+    found = benchmark.measures(scores)
+    assert found["all"]["plan_tools_f1"] == {"mean": 1.0, "n": 1}
+    assert found["all"]["plan_exact"] == {"mean": 1.0, "n": 2}
+    assert found["no call"]["n"] == 1
+    assert list(found) == ["all", "no call", "4-5 calls"]
+    assert set(found["all"]) == {"n", "success", *SCORES}
     json.dumps([found, benchmark.about()], allow_nan=False)
+
+
+def test_summary_weighs_steps_by_gold_calls_and_shares_out_failures() -> None:
+    def lose(task: ToolTask) -> tuple[Plan, Sequence[Sequence[ToolCall]]]:
+        plan, calls = gold(task)
+        return (plan, calls) if len(calls) == 4 else (Plan(()), [])
+
+    one = replace(trip(1), steps=trip().steps[:1], plan=None, meta={})
+    benchmark, _, _, scores = solved([trip(0), one, idle()], writer=lose)
+    found = benchmark.summary(scores)
+    assert found == {
+        "step_accuracy_forced_micro": 1.0,
+        "step_accuracy_free_micro": 4 / 5,
+        "not_solved": {"no_call": 1 / 3},
+    }
 
 
 def test_scoring_is_a_function_of_the_record() -> None:

@@ -28,7 +28,7 @@ def _wrong(task: ToolTask) -> Any:
 
 def test_table_has_every_measure_that_was_observed(capsys: pytest.CaptureFixture[str]) -> None:
     benchmark, _, _, scores = solved([trip(0), trip(1), idle()], writer=_wrong)
-    show("Mine", benchmark.summary(scores), ["0 of 3 requests are in the training set"])
+    show("Mine", benchmark.measures(scores), scores, ["0 of 3 requests are in the training set"])
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "Mine"
     assert " ".join(shown[1].split()) == "measure all (n=3) no call (n=1) 4-5 calls (n=2)"
@@ -40,7 +40,7 @@ def test_table_has_every_measure_that_was_observed(capsys: pytest.CaptureFixture
 
 def test_measures_of_no_item_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     benchmark, _, _, scores = solved([idle()], "low_only")
-    show("Mine", benchmark.summary(scores))
+    show("Mine", benchmark.measures(scores), scores)
     shown = capsys.readouterr().out
     assert "plan:" not in shown
     assert "task success" in shown
