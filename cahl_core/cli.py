@@ -166,16 +166,18 @@ def _run_stage(
 def _prepare(name: str, root: Path, profile: str | None, overrides: list[str] | None) -> Settings:
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
-    if name != "fetch" and (root / "data/backbone/config.json").exists():
-        # With the backbone on disk a look-up on the hub can only hang.
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if name != "fetch":
         # Only downloads are worth a bar of the hub's own.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries', not ours
     from cahl_core.profiles import load_settings
 
-    return load_settings(root, profile, tuple(overrides or ()))
+    settings = load_settings(root, profile, tuple(overrides or ()))
+    from_hub = name == "evaluate" and any("hf:" in model for model in settings.evaluate.models)
+    if name != "fetch" and not from_hub and (root / "data/backbone/config.json").exists():
+        # With the backbone on disk a look-up on the hub can only hang.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return settings
 
 
 @contextmanager

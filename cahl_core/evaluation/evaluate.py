@@ -181,8 +181,7 @@ def write_report(
     }
     with atomic_dir(folder) as temporary:
         results_file.write(temporary, results, items)
-        for name, render in (("report.md", report.markdown), ("report.html", report.html)):
-            (temporary / name).write_text(render(results, items, timing), encoding="utf-8")
+        report.write(temporary, results, items, timing)
 
 
 def on_demand(
