@@ -79,10 +79,17 @@ class BfclMemory:
         self.title = f"BFCL v4 memory ({backend})"
         self.simulator = BfclSimulator(wheel, timeout, call_timeout)
         self.notes: Path | None = None
-        """Folder of one solver under one key, set before `solve`: conversations are kept there."""
         self._items: list[Item] = []
         self._tools: tuple[ToolSpec, ...] = ()
         self._writing: Any = None
+
+    def keep_notes(self, folder: Path) -> None:
+        """Conversations that filled a memory are kept in ``folder``, one model's under one key."""
+        self.notes = folder
+
+    def close(self) -> None:
+        """Ends the simulators' process; it starts again when it is needed."""
+        self.simulator.end()
 
     def items(self) -> Sequence[Item]:
         """The 155 questions, taken from the scenarios in turn."""

@@ -85,6 +85,10 @@ class BfclMultiTurn:
         self._items: list[Item] = []
         self._steps = 0
 
+    def close(self) -> None:
+        """Ends the simulators' process; it starts again when it is needed."""
+        self.simulator.end()
+
     def items(self) -> Sequence[Item]:
         """All 800, by category, in the package's order."""
         if not self._items:

@@ -99,6 +99,7 @@ class TurnRunner:
                 d.tools,
                 environment,
                 f"{d.seed}/{len(d.turns) - 1}/{len(d.turns[-1].results)}",
+                continues=True,
             )
             for d, environment in zip(live, calls, strict=True)
         ]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from cahl_core.serving.results import AgentResult, Request
 from cahl_core.train_config import Form
@@ -77,8 +78,8 @@ class ItemScore:
             are reported under the same names.
         outcome: what kind of output it was (`serving.results.Outcome`, or the benchmark's own word).
         error: why it was not correct, for people; ``error_type`` is its class.
-        attempted: calls that were made or that could not be parsed; ``invalid`` of them by the
-            definition in `call_metrics`, ``redundant`` ones too.
+        attempted: calls that were made or that could not be parsed; ``unparsed`` of them, ``invalid``
+            (those included) and ``redundant`` by the definitions in `call_metrics`.
         planned: whether the plan is valid; ``None`` without a planner or a plan.
         adherence: share of the plan's sub-tasks that were carried out by one call of their tool;
             ``None`` without a plan that calls tools.
@@ -93,6 +94,7 @@ class ItemScore:
     error: str = ""
     sample: int = 0
     attempted: int = 0
+    unparsed: int = 0
     invalid: int = 0
     redundant: int = 0
     planned: bool | None = None
@@ -144,3 +146,19 @@ class Benchmark(Protocol):
 
     def example(self, attempt: Attempt, record: Record) -> str:
         """One record for people: request, plan, calls, results, gold; plain text."""
+
+
+@runtime_checkable
+class KeepsNotes(Protocol):
+    """A benchmark that makes something of a model before its first item, such as a filled memory."""
+
+    def keep_notes(self, folder: Path) -> None:
+        """Keeps it in ``folder``, which belongs to one model, from the next `Benchmark.solve` on."""
+
+
+@runtime_checkable
+class Closes(Protocol):
+    """A benchmark with processes of its own."""
+
+    def close(self) -> None:
+        """Ends them; they start again when they are needed."""

@@ -32,6 +32,23 @@ if TYPE_CHECKING:
 DevRecord = dict[str, Any]
 
 
+def item_score(category: str, record: DevRecord, sample: int = 0) -> ItemScore:
+    """What a record counts as; ``scores`` holds the rewards of both roles."""
+    return ItemScore(
+        id=record["id"],
+        category=category,
+        correct=float(record["solved"]),
+        outcome="solved" if record["solved"] else "unsolved",
+        scores={"reward": _reward(record), "executor_reward": record["executor_reward"]},
+        sample=sample,
+        attempted=record["calls_attempted"],
+        unparsed=record["calls_attempted"] - len(record["calls"]),
+        invalid=record["calls_attempted"] - record["calls_valid"],
+        redundant=record["redundant_calls"],
+        planned=record["plan_valid"],
+    )
+
+
 def load_tasks(path: Path, count: int) -> list[ToolTask]:
     """The first ``count`` tasks of a prepared file."""
     if not path.exists():
@@ -88,21 +105,7 @@ class DevTasks:
     def score(self, attempts: Sequence[Attempt], records: Sequence[Record]) -> list[ItemScore]:
         """`core.Benchmark.score`."""
         return [
-            ItemScore(
-                id=attempt.item.id,
-                category=attempt.item.category,
-                correct=float(record["solved"]),
-                outcome="solved" if record["solved"] else "unsolved",
-                scores={
-                    "reward": _reward(record),
-                    "executor_reward": record["executor_reward"],
-                },
-                sample=attempt.sample,
-                attempted=record["calls_attempted"],
-                invalid=record["calls_attempted"] - record["calls_valid"],
-                redundant=record["redundant_calls"],
-                planned=record["plan_valid"],
-            )
+            item_score(attempt.item.category, record, attempt.sample)
             for attempt, record in zip(attempts, records, strict=True)
         ]
 

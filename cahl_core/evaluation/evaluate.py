@@ -19,7 +19,7 @@ from typing import Any
 from cahl_core.config import Settings
 from cahl_core.evaluation import metrics_file, report, results_file
 from cahl_core.evaluation.bfcl.overall import combined
-from cahl_core.evaluation.core import Benchmark, Item
+from cahl_core.evaluation.core import Benchmark, Closes, Item
 from cahl_core.evaluation.dev import DevTasks
 from cahl_core.evaluation.harness import BenchmarkRun, choose, evaluate
 from cahl_core.evaluation.model_keys import versions
@@ -117,9 +117,8 @@ def evaluate_all(
             model.close()
     finally:
         for benchmark in benchmarks:
-            close = getattr(benchmark, "close", None)
-            if close is not None:
-                close()
+            if isinstance(benchmark, Closes):
+                benchmark.close()
     return done
 
 

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cahl_core.errors import ConfigError, EvaluationError
-from cahl_core.evaluation.core import Attempt, Benchmark, Item, ItemScore, Record, Solver
+from cahl_core.evaluation.core import (
+    Attempt,
+    Benchmark,
+    Item,
+    ItemScore,
+    KeepsNotes,
+    Record,
+    Solver,
+)
 from cahl_core.evaluation.model_keys import reached_digest
 from cahl_core.evaluation.store import RecordStore
 from cahl_core.files import digest
@@ -199,8 +207,8 @@ def evaluate(
         EvaluationError: the harness or a checker failed; never a score.
     """
     place = cache / _name(model, benchmark)
-    if hasattr(benchmark, "notes"):  # what it makes of a model before the first item
-        benchmark.notes = place
+    if isinstance(benchmark, KeepsNotes):
+        benchmark.keep_notes(place)
     store = RecordStore(place.with_name(f"{place.name}.jsonl"))
     attempts, records, timing = answer(
         model, benchmark, items, store, batch_size=batch_size, samples=samples

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cahl_core.call_metrics import call_counts, call_key, plan_is_valid
-from cahl_core.protocol.parsing import Execution
+from cahl_core.protocol.parsing import Execution, ParseFailure
 from cahl_core.records import Plan, ToolCall, ToolSpec
 from cahl_core.serving.results import AgentResult
 
@@ -33,6 +33,7 @@ def efficiency(
     attempted = sum(a for _, a in counts)
     return {
         "attempted": attempted,
+        "unparsed": sum(isinstance(s.execution, ParseFailure) for t in turns for s in t.steps),
         "invalid": attempted - sum(v for v, _ in counts),
         "redundant": redundant([c for turn in turns for c in turn.calls], gold),
         "planned": _planned(turns, offered),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cahl_core.config import Settings
 from cahl_core.errors import CahlError, ConfigError
 from cahl_core.evaluate_config import BENCHMARKS
-from cahl_core.evaluation.core import Benchmark
+from cahl_core.evaluation.core import Benchmark, Closes
 
 if TYPE_CHECKING:
     from cahl_core.evaluation.judge import Judge
@@ -56,16 +56,11 @@ def overview(root: Path, settings: Settings) -> list[list[str]]:
         try:
             found = benchmark(name, root, settings)
             rows.append([name, str(len(found.items())), ASKS[name], "here"])
-            _close(found)
+            if isinstance(found, Closes):
+                found.close()
         except CahlError as error:
             rows.append([name, "–", ASKS[name], error.hint or error.what])
     return rows
-
-
-def _close(found: Benchmark) -> None:
-    close = getattr(found, "close", None)
-    if close is not None:
-        close()
 
 
 def _single_turn(version: str) -> Callable[[Path, Settings], Benchmark]:

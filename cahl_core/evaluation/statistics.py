@@ -31,7 +31,7 @@ DEFINITIONS = {
     "invalid_call_rate": "calls that do not parse, name an unknown tool or do not fit the tool's schema, "
     "among all calls attempted (our definition)",
     "redundant_call_rate": "calls that repeat an earlier one of the same task, or go beyond the gold calls "
-    "of a solved one, among all calls attempted (our definition)",
+    "of a solved one, among all calls that parsed (our definition)",
     "calls_per_solved_task": "calls attempted in solved attempts, per solved attempt; 0 where the right "
     "answer is to call nothing",
     "calls_per_task": "calls attempted, per attempt",
@@ -53,7 +53,7 @@ def _solved(score: ItemScore) -> bool:
 
 MEASURES: dict[str, Callable[[ItemScore], Part]] = {
     "invalid_call_rate": lambda s: (s.invalid, s.attempted),
-    "redundant_call_rate": lambda s: (s.redundant, s.attempted),
+    "redundant_call_rate": lambda s: (s.redundant, s.attempted - s.unparsed),
     "calls_per_solved_task": lambda s: (s.attempted, 1) if _solved(s) else (0, 0),
     "calls_per_task": lambda s: (s.attempted, 1),
     "plan_validity": lambda s: (0, 0) if s.planned is None else (s.planned, 1),

@@ -29,6 +29,7 @@ class Request:
             sub-task). The flat forms have no use for it.
         feedback: sub-tasks that were carried out before, with their results: what the executor sees
             before its own.
+        continues: a later request will repeat this one's messages: what was encoded of them is kept.
     """
 
     messages: tuple[Message, ...]
@@ -37,6 +38,7 @@ class Request:
     seed: str = ""
     plan: Plan | None = None
     feedback: tuple[tuple[SubTask, Any], ...] = ()
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)

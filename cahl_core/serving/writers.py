@@ -109,7 +109,8 @@ class EngineWriter:
             seeds=[asks[i].seed for i in fitting],
             stop=stops(form, role),
             openings=openings(form, role),
-            keep=role == "executor" and form == "hierarchical",
+            keep=(role == "executor" and form == "hierarchical")
+            or any(asks[i].request.continues for i in fitting),
         )
         for i, samples in zip(fitting, generated, strict=True):
             found = samples[0]

@@ -60,10 +60,12 @@ def test_efficiency_adds_up_over_turns() -> None:
     first.prompt_tokens, second.completion_tokens = 5, 7
     found = efficiency([first, second], [TOOLS, TOOLS])
     assert found == {
-        "attempted": 3, "invalid": 1, "redundant": 1, "planned": False,
+        "attempted": 3, "unparsed": 0, "invalid": 1, "redundant": 1, "planned": False,
         "adherence": 1.0, "prompt_tokens": 5, "completion_tokens": 7,
     }  # fmt: skip
     assert efficiency(first, TOOLS)["planned"] is True
+    broken = efficiency(_result(["f"], ["nonsense"]), TOOLS)
+    assert (broken["attempted"], broken["unparsed"], broken["invalid"]) == (1, 1, 1)
 
 
 def test_what_goes_beyond_gold_is_redundant_in_a_solved_item() -> None:
