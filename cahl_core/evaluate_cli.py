@@ -99,6 +99,16 @@ def tasks(
     strict: Annotated[
         bool, typer.Option("--strict", help="A record that cannot be scored is an error.")
     ] = False,
+    format: Annotated[
+        str | None, typer.Option(help="Of the file; default: told from its first record.")
+    ] = None,
+    forced: Annotated[
+        bool,
+        typer.Option(
+            "--teacher-forced/--no-teacher-forced",
+            help="Also score each step on the gold history; one more text per gold call.",
+        ),
+    ] = True,
     limit: Limit = 0,
     samples: Samples = 1,
     temperature: Temperature = 0.0,
@@ -117,7 +127,8 @@ def tasks(
         from cahl_core.evaluation.evaluate import on_demand
         from cahl_core.evaluation.registry import task_benchmark
 
-        on_demand(root, settings, [task_benchmark(root, settings, file, strict)], out, limit=limit)
+        own = task_benchmark(root, settings, file, strict=strict, format=format, forced=forced)
+        on_demand(root, settings, [own], out, limit=limit)
 
 
 @app.command()

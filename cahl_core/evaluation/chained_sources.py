@@ -89,7 +89,12 @@ class TrainingOverlap:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {"tasks": self.total, "in_training": list(self.ids), "training_tasks": self.trained}
+        return {
+            "tasks": self.total,
+            "in_training": list(self.ids),
+            "training_tasks": self.trained,
+            "line": self.line(),
+        }
 
 
 def training_overlap(tasks: Sequence[ToolTask], trained: Trained | None) -> TrainingOverlap:
@@ -137,7 +142,7 @@ class TaskBenchmark(ChainedCalls):
         notes: Sequence[str] = (),
         **options: Any,
     ) -> None:
-        super().__init__(name, title, tasks, notes=[overlap.line(), *notes], **options)
+        super().__init__(name, title, tasks, notes=notes, **options)
         self.overlap = overlap
         self.file = file
 

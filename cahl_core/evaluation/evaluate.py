@@ -206,8 +206,25 @@ def on_demand(
     folder = out or root / "reports/evaluations" / datetime.now().strftime("%Y%m%d-%H%M%S")
     write_report(folder, results, done, done.timing)
     print(report.summary_table(results))
+    _show_tasks(done)
     print(f"report: {folder / 'report.html'}")
     return folder
+
+
+def _show_tasks(done: Evaluation) -> None:
+    """Every measure of chained calls, one table per benchmark and model."""
+    from cahl_core.evaluation.chained import ChainedCalls
+    from cahl_core.evaluation.chained_report import show
+
+    for model, own in done.runs.items():
+        for run in own.values():
+            if isinstance(run.benchmark, ChainedCalls):
+                about = run.benchmark.about()
+                overlap = about.get("training_overlap", {}).get("line")
+                title = f"{run.benchmark.title}: {model}"
+                said = [*([overlap] if overlap else []), *about["notes"]]
+                show(title, run.benchmark.measures(run.scores), run.scores, said)
+                print()
 
 
 def _say(message: str) -> None:

@@ -183,15 +183,23 @@ def _chained(name: str) -> Callable[[Path, Settings], Benchmark]:
     return make
 
 
-def task_benchmark(root: Path, settings: Settings, file: Path, strict: bool) -> Benchmark:
-    """The tasks of a user's file.
+def task_benchmark(
+    root: Path,
+    settings: Settings,
+    file: Path,
+    *,
+    strict: bool = False,
+    format: str | None = None,
+    forced: bool = True,
+) -> Benchmark:
+    """The tasks of a user's file; arguments as of `chained_sources.file_benchmark`.
 
     Raises:
         DataError, ConfigError: the file cannot be read, or holds nothing that can be scored.
     """
     from cahl_core.evaluation.chained_sources import file_benchmark
 
-    return file_benchmark(root, settings, file, strict=strict)
+    return file_benchmark(root, settings, file, strict=strict, format=format, forced=forced)
 
 
 _FACTORIES: dict[str, Callable[[Path, Settings], Benchmark]] = {

@@ -64,6 +64,8 @@ def _scope(results: Results, name: str) -> Iterator[Block]:
             "warning",
         )
     yield Prose(contamination(entry))
+    if entry["notes"]:
+        yield Bullets(entry["notes"])
 
 
 # --- categories ----------------------------------------------------------------------------------
@@ -227,12 +229,11 @@ def unanswerable(own: Own, items: Items, name: str) -> list[Block]:
 
 
 def protocol(results: Results, name: str) -> list[Block]:
-    """What was done and how, what belongs beside the numbers, and the exact prompts."""
+    """What was done and how, and the exact prompts."""
     entry = results["benchmarks"][name]
     rows = [[key, str(text)] for key, text in entry["protocol"].items()]
     blocks: list[Block] = [Heading("Protocol", 3)]
     blocks += [Table(["part", "how"], rows, wide=(1,))] if rows else []
-    blocks += [Bullets(entry["notes"])] if entry["notes"] else []
     folds = prompts(results["prompts"], name)
     return (
         [*blocks, Heading("Prompts, as they were sent", 3), Folds(folds, brief=2)]

@@ -14,6 +14,10 @@ Results = Mapping[str, Any]
 
 def contamination(entry: Mapping[str, Any]) -> str:
     """One sentence about what of the benchmark was found in the training data."""
+    checked = entry["about"].get("training_overlap")
+    if checked is not None:  # of the tasks themselves, with the training set of the project
+        line = str(checked["line"])
+        return f"{line[:1].upper()}{line[1:]}. What a backbone saw before is not known."
     found = entry["contamination"]
     if found is None:
         return (
