@@ -48,12 +48,24 @@ def _benchmark(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _calls_due(own: Mapping[str, Any]) -> dict[str, Any]:
+def calls_due(own: Mapping[str, Any]) -> dict[str, Any] | None:
+    """n, accuracy and Wilson's interval over the items of BFCL that need calls; ``None`` elsewhere."""
     ast = own.get("ast")
     if not ast:
-        return {}
+        return None
     low, high = wilson(round(ast["accuracy"] * ast["n"]), ast["n"])
-    return {"calls_due": {"n": ast["n"], "accuracy": ast["accuracy"], "low": low, "high": high}}
+    return {
+        "n": ast["n"], "value": ast["accuracy"], "low": low, "high": high, "method": "proportion",
+    }  # fmt: skip
+
+
+def _calls_due(own: Mapping[str, Any]) -> dict[str, Any]:
+    found = calls_due(own)
+    if found is None:
+        return {}
+    return {
+        "calls_due": {"accuracy": found["value"], **{k: found[k] for k in ("n", "low", "high")}}
+    }
 
 
 def score(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import base64
 import hashlib
 import json
@@ -245,6 +246,17 @@ def test_the_summary_has_n_score_and_interval_of_every_model(run: Any, text: str
         body[0][3]
         == f"{found['value'] * 100:.1f} \\[{found['low'] * 100:.1f}, {found['high'] * 100:.1f}\\]"
     )
+
+
+def test_bfcl_is_first_shown_without_what_broken_output_passes(run: Any) -> None:
+    results = copy.deepcopy(run[0])
+    for model, right in (("base", 0.0), ("sft", 0.25), ("cahl", 0.5)):
+        results["results"][model]["bfcl_v3"]["own"]["ast"] = {"n": 200, "accuracy": right}
+    table = report.summary_table(results)
+    first, second, *_ = [line for line in table.splitlines() if "BFCL" in line]
+    assert "items that need calls | 200 | 0.0 " in first
+    assert "25.0 \\[19.5, 31.4\\]" in first  # Wilson's interval of 50 in 200
+    assert "irrelevance among them | 364 of 3,641" in second
 
 
 def test_the_category_table_is_whole(run: Any, text: str) -> None:

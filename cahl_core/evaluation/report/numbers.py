@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cahl_core.evaluation.metrics_file import calls_due
 from cahl_core.evaluation.report.document import Table
 
 DASH = "–"
@@ -108,16 +109,21 @@ def evaluated(results: Mapping[str, Any], benchmark: str) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> Table:
-    """A row per benchmark, a column per model: accuracy in percent with its interval."""
+    """A row per benchmark, a column per model: accuracy in percent with its interval.
+
+    BFCL has a second row, for the items that need calls: broken output passes irrelevance.
+    """
     models = list(results["results"])
-    rows = [
-        [
-            entry["title"],
-            evaluated(results, name),
-            *(_accuracy(results["results"][model].get(name)) for model in models),
-        ]
-        for name, entry in results["benchmarks"].items()
-    ]
+    rows = []
+    for name, entry in results["benchmarks"].items():
+        own = [results["results"][model].get(name) for model in models]
+        title = entry["title"]
+        if (due := [calls_due(found["own"]) for found in own if found]) and due[0] is not None:
+            shown = (None if f is None else calls_due(f["own"]) for f in own)
+            cells = (DASH if c is None else with_interval(c) for c in shown)
+            rows.append([f"{title}: items that need calls", f"{due[0]['n']:,}", *cells])
+            title += ": all items, irrelevance among them"
+        rows.append([title, evaluated(results, name), *map(_accuracy, own)])
     return Table(["benchmark", "n", *models], rows, caption="Accuracy in % with 95 % interval")
 
 
