@@ -18,15 +18,12 @@ from cahl_core.evaluation.model_keys import ENDPOINT, code_digest
 from cahl_core.evaluation.models_spec import EndpointOptions, ModelSpec
 from cahl_core.files import digest
 from cahl_core.protocol.forms import stops
-from cahl_core.protocol.markers import neutralise
-from cahl_core.protocol.parsing import TAGS
-from cahl_core.protocol.prompts import REQUEST_SYSTEM, Chat, executor_chat, listed, request_chat
 from cahl_core.protocol.rendering import Rendering
 from cahl_core.records import Message
 from cahl_core.roles import Role
 from cahl_core.serving.agent import WritingAgent
 from cahl_core.serving.results import AgentResult, Environment, Request
-from cahl_core.serving.writers import Ask, Writer, Written
+from cahl_core.serving.writers import Ask, Writer, Written, chat_of
 from cahl_core.train_config import Form
 
 NOTES = (
@@ -56,21 +53,13 @@ class ChatWriter:
         return [self._written(ask, role, max_tokens) for ask in asks]
 
     def _written(self, ask: Ask, role: Role, max_tokens: int) -> Written:
-        chat, ends = self._chat(ask), stops(self.form, role)
+        chat, ends = chat_of(ask, self.form, self.rendering), stops(self.form, role)
         messages = [{"role": "system", "content": chat.system}, *chat.turns]
         try:
             reply = self.endpoint.chat(messages, max_tokens, ask.seed, stop=ends)
         except PromptTooLongError as error:
             return Written("", too_long=f"the {role}'s prompt: {error.what}")
         return Written(closed(reply, ends), reply.prompt_tokens, reply.completion_tokens)
-
-    def _chat(self, ask: Ask) -> Chat:
-        # the server's special tokens are not known here; our tags are
-        cleaned = partial(neutralise, markers=TAGS)
-        listing = listed(ask.request.tools, self.rendering, cleaned)
-        if ask.sub_task is not None:
-            return executor_chat(ask.sub_task, ask.feedback, listing, cleaned)
-        return request_chat(REQUEST_SYSTEM[self.form], ask.request.messages, listing, cleaned)
 
 
 def closed(reply: Reply, ends: Sequence[str]) -> str:

@@ -7,18 +7,15 @@ that would come back are made up, so that an executor's prompt can be shown too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from cahl_core.evaluation.core import Attempt, Benchmark, Item
-from cahl_core.protocol.markers import neutralise
-from cahl_core.protocol.parsing import TAGS
-from cahl_core.protocol.prompts import REQUEST_SYSTEM, Chat, executor_chat, listed, request_chat
+from cahl_core.protocol.prompts import Chat
 from cahl_core.protocol.rendering import Rendering
 from cahl_core.protocol.texts import execution_text, plan_text
 from cahl_core.records import Message, Plan, SubTask
 from cahl_core.roles import Role
 from cahl_core.serving.agent import WritingAgent
-from cahl_core.serving.writers import Ask, Written
+from cahl_core.serving.writers import Ask, Written, chat_of
 from cahl_core.train_config import Form
 
 MADE_UP = "(a sub-task that the planner would write)"
@@ -35,7 +32,7 @@ class Probe(WritingAgent):
     def write(self, asks: Sequence[Ask], role: Role, max_tokens: int) -> list[Written]:
         """Declines everything, after one made-up sub-task."""
         for ask in asks:
-            self.seen.setdefault(role, shown(self._chat(ask)))
+            self.seen.setdefault(role, shown(chat_of(ask, self.form, self.rendering)))
         return [Written(self._text(ask, role)) for ask in asks]
 
     def complete(
@@ -46,13 +43,6 @@ class Probe(WritingAgent):
             text = "\n\n".join(f"[{m.role}]\n{m.content}" for m in messages)
             self.seen.setdefault("conversation", text)
         return ["" for _ in conversations]
-
-    def _chat(self, ask: Ask) -> Chat:
-        cleaned = partial(neutralise, markers=TAGS)
-        listing = listed(ask.request.tools, self.rendering, cleaned)
-        if ask.sub_task is not None:
-            return executor_chat(ask.sub_task, ask.feedback, listing, cleaned)
-        return request_chat(REQUEST_SYSTEM[self.form], ask.request.messages, listing, cleaned)
 
     def _text(self, ask: Ask, role: Role) -> str:
         if role == "executor":

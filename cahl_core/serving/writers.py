@@ -8,14 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from cahl_core.config import ModelSettings
 from cahl_core.protocol.forms import flat_prompt, openings, stops
-from cahl_core.protocol.prompts import executor_prompt, planner_prompt
+from cahl_core.protocol.markers import neutralise
+from cahl_core.protocol.parsing import TAGS
+from cahl_core.protocol.prompts import (
+    REQUEST_SYSTEM,
+    Chat,
+    executor_chat,
+    executor_prompt,
+    listed,
+    planner_prompt,
+    request_chat,
+)
+from cahl_core.protocol.rendering import Rendering
 from cahl_core.records import SubTask
 from cahl_core.roles import Role
 from cahl_core.serving.results import Request
+from cahl_core.train_config import Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +146,13 @@ class EngineWriter:
             too_long=f"the {role}'s prompt has {length} tokens; max_context {most} leaves "
             f"{most - max_tokens} beside {max_tokens} for its text",
         )
+
+
+def chat_of(ask: Ask, form: Form, rendering: Rendering) -> Chat:
+    """What is asked as a conversation, where no tokenizer is at hand: our tags are broken up in what comes
+    from data; a model's special tokens are not known here."""
+    cleaned = partial(neutralise, markers=TAGS)
+    listing = listed(ask.request.tools, rendering, cleaned)
+    if ask.sub_task is not None:
+        return executor_chat(ask.sub_task, ask.feedback, listing, cleaned)
+    return request_chat(REQUEST_SYSTEM[form], ask.request.messages, listing, cleaned)

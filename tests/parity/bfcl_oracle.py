@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from characters import CharacterTokenizer, Text
 
 from cahl_core.config import ModelSettings
 from cahl_core.protocol.parsing import parse_execution, parse_plan
@@ -74,29 +76,6 @@ class Player:
 
 def sub_task(call: ToolCall) -> SubTask:
     return SubTask("call", call.name, call.arguments)
-
-
-class CharacterTokenizer:
-    """One token per character, and the barest chat template."""
-
-    chat_template = "yes"
-    added_tokens_decoder: Mapping[int, Any] = {}
-    all_special_tokens: Sequence[str] = ("<|end|>",)
-
-    def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
-        return "".join(f"[{t['role']}]{t['content']}<|end|>" for t in turns)
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) for c in text]}
-
-
-@dataclass
-class Text:
-    text: str
-
-    @property
-    def token_ids(self) -> list[int]:
-        return [0] * len(self.text)
 
 
 def scripted_agent(

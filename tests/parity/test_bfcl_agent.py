@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from bfcl_gold import gold_calls
+from characters import CharacterTokenizer, Text
 
 from cahl_core.call_metrics import call_key
 from cahl_core.config import ModelSettings
@@ -28,29 +29,6 @@ from cahl_core.train_config import FORMS, Form
 SETTINGS = ModelSettings(max_context=100_000, tool_rendering="json")
 TWICE = {"live_simple_29-7-2", "live_simple_176-102-0", "live_multiple_262-125-1"}
 Gold = Mapping[str, tuple[ToolCall, ...]]
-
-
-class CharacterTokenizer:
-    """One token per character, and the barest chat template."""
-
-    chat_template = "yes"
-    added_tokens_decoder: Mapping[int, Any] = {}
-    all_special_tokens: Sequence[str] = ("<|end|>",)
-
-    def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
-        return "".join(f"[{t['role']}]{t['content']}<|end|>" for t in turns)
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) for c in text]}
-
-
-@dataclass
-class Text:
-    text: str
-
-    @property
-    def token_ids(self) -> list[int]:
-        return [0] * len(self.text)
 
 
 class Oracle:

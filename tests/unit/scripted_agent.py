@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from characters import CharacterTokenizer, Text
 
 from cahl_core.config import ModelSettings
 from cahl_core.serving.agent import Agent
@@ -12,27 +13,6 @@ from cahl_core.train_config import Form
 
 # (role, prompt, seed without its attempt's label) → text
 Writer = Callable[[str, str, str], str]
-
-
-class CharacterTokenizer:
-    chat_template = "yes"
-    added_tokens_decoder: Mapping[int, Any] = {}
-    all_special_tokens: Sequence[str] = ()
-
-    def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
-        return "".join(f"[{t['role']}]{t['content']}" for t in turns)
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) for c in text]}
-
-
-@dataclass
-class Text:
-    text: str
-
-    @property
-    def token_ids(self) -> list[int]:
-        return [0] * len(self.text)
 
 
 def scripted_agent(write: Writer, form: Form = "hierarchical", max_context: int = 1 << 20) -> Agent:

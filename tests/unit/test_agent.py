@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from characters import CharacterTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,18 +22,6 @@ TOOL = ToolSpec("f", "", {"type": "object", "properties": {"a": {}}})
 CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
 STEP = '{"task": "t", "tool": "f", "arguments": {"a": 1}}'
 WORDS = '{"task": "t", "tool": null, "arguments": {}}'
-
-
-class CharacterTokenizer:
-    chat_template = "yes"
-    added_tokens_decoder: Mapping[int, Any] = {}
-    all_special_tokens: Sequence[str] = ()
-
-    def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
-        return "".join(f"[{t['role']}]{t['content']}" for t in turns)
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) for c in text]}
 
 
 @dataclass
