@@ -64,13 +64,14 @@ def test_each_split_has_its_records(root: Path, split: Split, ids: list[int]) ->
     found = source_benchmark(root, settings(), "toy", split=split)
     assert [item.id for item in found.items()] == [f"trip-{i}" for i in ids]
     assert found.name == "toy"
-    notes = found.about()["notes"]
+    about = found.about()
+    notes, line = about["notes"], about["training_overlap"]["line"]
     if split == "all":
-        assert notes[0].startswith("CONTAMINATED: 2 of 5 requests")
-        assert "trip-0, trip-1" in notes[0]
-        assert "TRAINING RECORDS INCLUDED" in notes[1]
+        assert line.startswith("CONTAMINATED: 2 of 5 requests")
+        assert "trip-0, trip-1" in line
+        assert "TRAINING RECORDS INCLUDED" in notes[0]
     else:
-        assert notes[0].startswith(f"0 of {len(ids)} requests are in the training set")
+        assert line.startswith(f"0 of {len(ids)} requests are in the training set")
     if split in ("test", "held_back"):
         assert any(note.startswith("1 more records of the split are not in") for note in notes)
 
@@ -107,7 +108,7 @@ def test_without_a_training_set_only_what_needs_none_is_given(root: Path) -> Non
             source_benchmark(root, settings(), "toy", split=split)  # type: ignore[arg-type]
     for split in ("test", "all"):
         found = source_benchmark(root, settings(), "toy", split=split)  # type: ignore[arg-type]
-        assert "NOT CHECKED" in found.about()["notes"][0]
+        assert "NOT CHECKED" in found.about()["training_overlap"]["line"]
 
 
 def test_a_split_without_records_says_where_they_are(root: Path) -> None:
@@ -161,10 +162,10 @@ def test_a_file_of_training_requests_is_scored_with_a_loud_line(root: Path) -> N
     found = file_benchmark(root, settings(), path)
     assert (found.name, len(found.items())) == ("tasks:my tasks", 2)
     about = found.about()
-    assert about["notes"][0].startswith("CONTAMINATED: 1 of 2 requests")
-    assert about["training_overlap"] == {
-        "tasks": 2, "in_training": ["mine"], "training_tasks": 2
-    }  # fmt: skip
+    overlap = about["training_overlap"]
+    assert overlap["line"].startswith("CONTAMINATED: 1 of 2 requests")
+    assert (overlap["tasks"], overlap["in_training"]) == (2, ["mine"])
+    assert overlap["training_tasks"] == 2
     assert about["set_aside"] == about["flaws"] == []
     assert list(about["data"]) == ["my tasks.v2.jsonl"]
 
@@ -172,4 +173,4 @@ def test_a_file_of_training_requests_is_scored_with_a_loud_line(root: Path) -> N
 def test_nothing_of_the_project_is_needed_to_score_a_file(tmp_path: Path) -> None:
     write(tmp_path / "x.jsonl", [trip(0)])
     found = file_benchmark(tmp_path, settings(), tmp_path / "x.jsonl")
-    assert "NOT CHECKED" in found.about()["notes"][0]
+    assert "NOT CHECKED" in found.about()["training_overlap"]["line"]

@@ -259,6 +259,15 @@ def test_bfcl_is_first_shown_without_what_broken_output_passes(run: Any) -> None
     assert "irrelevance among them | 364 of 3,641" in second
 
 
+def test_tasks_that_were_trained_on_are_said_before_their_numbers(run: Any) -> None:
+    results = copy.deepcopy(run[0])
+    entry = results["benchmarks"]["api_bank"]
+    entry["about"]["training_overlap"] = {"line": "CONTAMINATED: 3 of 60 requests are in it"}
+    page = report.markdown(results, {})
+    own = page.partition(f"## {entry['title']}")[2]
+    assert own.index("CONTAMINATED: 3 of 60") < own.index("| category")
+
+
 def test_the_category_table_is_whole(run: Any, text: str) -> None:
     _, _, *body = rows(text.partition("## BFCL v3, one turn")[2], "is not known.")
     assert [row[0] for row in body] == [*run[0]["benchmarks"]["bfcl_v3"]["counts"], "**all items**"]
