@@ -183,6 +183,8 @@ def check_table(result: Json) -> list[str]:
             f"| {name} | {row['norm_trl']:.5f} | {row['norm_ours']:.5f} "
             f"| {row['relative_distance']:.1e} | {rounding} |"
         )
+    if made := result.get("check_made"):
+        lines += ["", f"Commit {made['commit']}, {made['machine']['processor']}."]
     return lines
 
 

@@ -79,6 +79,7 @@ def main() -> None:
             from check import check
 
             result["check"] = check(common, options.threads, Path(folder))
+            result["check_made"] = provenance(options.threads)
             print(json.dumps(result["check"], indent=2))
             write_json(options.out, result)
             return
