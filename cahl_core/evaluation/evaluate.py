@@ -94,17 +94,27 @@ def evaluate_all(
 ) -> Evaluation:
     """Every model of ``evaluate.models`` on every benchmark, model by model.
 
-    Answers are kept below ``.cahl/evaluate/records``, so an evaluation that was ended goes on.
+    Answers are kept below ``.cahl/evaluate/records``, so an evaluation that was ended goes on. Held-back
+    tasks are left out for models behind a URL, and that is logged.
+
+    Raises:
+        CahlError: of any model that is not there, before the first one is evaluated.
     """
     wanted = settings.evaluate
     done = Evaluation(list(benchmarks))
+    specs = parse_models(wanted.models)
+    done.models = {spec.label: open_model(spec, settings, root) for spec in specs}
+    for model in done.models.values():
+        model.key()  # what is missing shows here, not after hours with the models before it
     try:
-        for spec in parse_models(wanted.models):
-            model = open_model(spec, settings, root)
-            done.models[spec.label] = model
+        for spec in specs:
+            model = done.models[spec.label]
             own = done.runs[spec.label] = {}
             with phase(spec.label) if phase else nullcontext():
                 for benchmark in benchmarks:
+                    if spec.kind == "endpoint" and benchmark.name == DevTasks.name:
+                        log(f"{spec.label}: held-back tasks need the weights here; left out")
+                        continue
                     own[benchmark.name] = evaluate(
                         model,
                         benchmark,

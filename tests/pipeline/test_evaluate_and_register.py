@@ -174,6 +174,26 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     assert len(set(keys)) == len(whole) / 2
 
 
+def test_a_model_that_is_not_there_is_said_before_the_others_are_evaluated(built: Path) -> None:
+    shutil.rmtree(built / "models/cahl/executor")
+    with pytest.raises(StageInputError, match="cahl train"):
+        _evaluate(built)
+    assert not (built / ".cahl/evaluate/records").exists()
+
+
+def test_held_back_tasks_are_left_out_for_models_behind_a_url(built: Path) -> None:
+    from cahl_core.evaluation.evaluate import run
+
+    settings = _settings()
+    address = "far=http://127.0.0.1:9/v1?model=x&give_up_after=1"  # nothing listens there
+    evaluate = settings.evaluate.model_copy(
+        update={"models": ("base", address), "benchmarks": ("bfcl_v3",), "sample": {"bfcl_v3": 0}}
+    )
+    run(StageRun("evaluate", built, settings.model_copy(update={"evaluate": evaluate})))
+    metrics = json.loads((built / "metrics/evaluate.json").read_text())
+    assert (list(metrics["base"]), list(metrics["far"])) == (["bfcl_v3", "dev"], ["bfcl_v3"])
+
+
 def test_a_failing_checker_writes_no_score(built: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree((built / "data/raw/bfcl-v3").resolve(), broken)
