@@ -37,7 +37,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "sft": ("seed", "model", "sft"),
     "train": ("seed", "model", "train"),
     "evaluate": ("seed", "model", "evaluate"),
-    "register": ("model", "register"),
+    "register": ("model", "register", "evaluate.plan_tokens", "evaluate.call_tokens"),
 }
 
 

@@ -82,10 +82,16 @@ class BfclMemory:
         self._items: list[Item] = []
         self._tools: tuple[ToolSpec, ...] = ()
         self._writing: Any = None
+        self._told = ""
 
     def keep_notes(self, folder: Path) -> None:
         """Conversations that filled a memory are kept in ``folder``, one model's under one key."""
         self.notes = folder
+
+    def depends_on(self) -> Any:
+        """Digest of the simulators, the conversations that fill the memory, and its tools."""
+        self.items()
+        return [self.simulator.sources(), self._told, [t.to_json() for t in self._tools]]
 
     def close(self) -> None:
         """Ends the simulators' process; it starts again when it is needed."""
@@ -105,6 +111,7 @@ class BfclMemory:
             self._writing = MemoryWriting(self.simulator, talks, self._tools, reply["steps"])
             told = digest([[r["id"], r["question"]] for r in writing])
             asked = [r for r in records if "prereq" not in r["id"]]
+            self._told = told
             self._items = [self._item(r, told) for r in _alternating(asked)]
         return self._items
 

@@ -85,6 +85,11 @@ class BfclMultiTurn:
         self._items: list[Item] = []
         self._steps = 0
 
+    def depends_on(self) -> Any:
+        """Digests of the simulators and of the bound on steps, which the items do not show."""
+        self.items()
+        return [self.simulator.sources(), self._steps]
+
     def close(self) -> None:
         """Ends the simulators' process; it starts again when it is needed."""
         self.simulator.end()

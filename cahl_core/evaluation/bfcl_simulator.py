@@ -18,6 +18,7 @@ from typing import Any
 
 from cahl_core.errors import EvaluationError, StageInputError
 from cahl_core.evaluation.worker_process import WorkerProcess
+from cahl_core.files import digest, sha256
 from cahl_core.records import ToolCall
 
 WORKER = Path(__file__).with_name("bfcl_simulator_worker.py")
@@ -92,6 +93,12 @@ class BfclSimulator:
         arguments = [str(self.wheel), str(_mpmath())]
         self._process = WorkerProcess(worker, arguments, timeout, "BFCL simulator")
         self._samples: dict[str, _Sample] = {}
+
+    def sources(self) -> str:
+        """Digest of the package's simulators and prompts: what answers calls."""
+        package = self.wheel / "bfcl_eval"
+        files = [*package.glob("constants/*.py"), *package.rglob("multi_turn_eval/**/*.py")]
+        return digest([[str(f.relative_to(package)), sha256(f)] for f in sorted(files)])
 
     def load(self, categories: Sequence[str]) -> dict[str, Any]:
         """The items of multi-turn or memory categories, with the tool documents they index."""

@@ -39,14 +39,20 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One sample of one item; ``seed`` keys its draws, greedy decoding ignores it."""
+    """One sample of one item; ``seed`` keys its draws, greedy decoding ignores it.
+
+    Attributes:
+        run: the run's seed; 0 where nothing is drawn.
+    """
 
     item: Item
     sample: int = 0
+    run: int = 0
 
     @property
     def seed(self) -> str:
-        return f"{self.item.id}/{self.sample}" if self.sample else self.item.id
+        own = f"{self.item.id}/{self.sample}" if self.sample else self.item.id
+        return f"{self.run}:{own}" if self.run else own
 
 
 # Called once per attempt, as soon as its record is whole.
@@ -154,6 +160,22 @@ class KeepsNotes(Protocol):
 
     def keep_notes(self, folder: Path) -> None:
         """Keeps it in ``folder``, which belongs to one model, from the next `Benchmark.solve` on."""
+
+
+@runtime_checkable
+class TextOnly(Protocol):
+    """A benchmark with prompts of its own, which only a model that answers plain conversations can be
+    asked (`solvers.TextSolver`)."""
+
+    text_only: bool
+
+
+@runtime_checkable
+class DependsOn(Protocol):
+    """A benchmark whose records depend on more than its items and the code it imports."""
+
+    def depends_on(self) -> Any:
+        """That, as JSON: digests of programs that answer calls, for instance."""
 
 
 @runtime_checkable

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from cahl_core.call_metrics import is_solved, plan_is_valid, redundant_calls
 from cahl_core.config import Settings
-from cahl_core.errors import ConfigError, StageInputError
+from cahl_core.errors import ConfigError
 from cahl_core.evaluation.core import Attempt, Emit, Item, ItemScore, Record, Solver
-from cahl_core.files import digest, read_jsonl, sha256
+from cahl_core.files import digest, sha256
 from cahl_core.protocol.forms import openings
 from cahl_core.protocol.parsing import ParseFailure, parse_plan, split_single
 from cahl_core.records import ToolTask
@@ -49,20 +49,8 @@ def item_score(category: str, record: DevRecord, sample: int = 0) -> ItemScore:
     )
 
 
-def load_tasks(path: Path, count: int) -> list[ToolTask]:
-    """The first ``count`` tasks of a prepared file."""
-    if not path.exists():
-        raise StageInputError(f"{path} does not exist", "run: cahl prepare")
-    tasks: list[ToolTask] = []
-    for number, record in enumerate(read_jsonl(path), 1):
-        if len(tasks) == count:
-            break
-        tasks.append(ToolTask.from_json(record, f"{path}:{number}"))
-    return tasks
-
-
 class DevTasks:
-    """The first tasks of ``data/prepared/dev.jsonl``; correct is what is solved.
+    """The first tasks of the split ``dev`` of ``data/prepared``; correct is what is solved.
 
     Its records hold rewards, which belong to the rollout, so the reward settings are part of what is
     shown. Models that are not at hand as weights (endpoints) cannot be rolled out.
@@ -70,10 +58,16 @@ class DevTasks:
 
     name, title = "dev", "held-back tasks"
 
-    def __init__(self, path: Path, count: int, settings: Settings) -> None:
-        self.path = path
+    def __init__(self, folder: Path, count: int, settings: Settings) -> None:
+        """
+        Args:
+            folder: ``data/prepared``; its split ``dev`` may be one file or Parquet shards.
+        """
+        from cahl_core.training.data import load_split, split_files
+
         self.settings = settings
-        self._tasks = load_tasks(path, count)
+        self.files = split_files(folder, "dev")
+        self._tasks = list(load_split(folder, "dev")[:count])
 
     def items(self) -> list[Item]:
         """`core.Benchmark.items`."""
@@ -82,6 +76,8 @@ class DevTasks:
             [
                 train.rewards.model_dump(mode="json"), train.max_sub_tasks, train.environment,
                 train.planner.max_tokens, train.executor.max_tokens, train.recombine,
+                self.settings.model.form, self.settings.model.tool_rendering,
+                self.settings.model.max_context,
             ]
         )  # fmt: skip
         return [Item(t.id, t.source, [rollout, t.to_json()], t) for t in self._tasks]
@@ -130,7 +126,7 @@ class DevTasks:
                 "call was made with exactly its values.",
                 "The reward is the planner's as in training, in the flat forms that of the one text.",
             ],
-            "data": {str(Path("data/prepared") / self.path.name): sha256(self.path)},
+            "data": {f"data/prepared/{f.name}": sha256(f) for f in self.files},
             "counts": dict(Counter(t.source for t in self._tasks)),
         }
 

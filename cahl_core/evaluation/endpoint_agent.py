@@ -175,6 +175,10 @@ class EndpointModel:
     def form(self) -> Form:
         return "low_only" if self.options.form == "native" else self.options.form
 
+    @property
+    def completes(self) -> bool:
+        return True
+
     def key(self) -> str:
         """Digest of what is asked and how; of the weights only the URL and the name are known.
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import csv
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from cahl_core.config import Settings
+from cahl_core.errors import ConfigError
 from cahl_core.evaluation import metrics_file, report, results_file
 from cahl_core.evaluation.bfcl.overall import combined
-from cahl_core.evaluation.core import Benchmark, Closes, Item
+from cahl_core.evaluation.core import Benchmark, Closes, Item, TextOnly
 from cahl_core.evaluation.dev import DevTasks
 from cahl_core.evaluation.harness import BenchmarkRun, choose, evaluate
+from cahl_core.evaluation.metrics import SEED
 from cahl_core.evaluation.model_keys import versions
 from cahl_core.evaluation.models import Model, open_model, parse_models
 from cahl_core.evaluation.prompt_samples import prompts_of
@@ -29,8 +31,15 @@ from cahl_core.evaluation.registry import benchmarks_of
 from cahl_core.files import atomic_dir, atomic_file, read_json, write_json
 from cahl_core.stage import StageRun
 
+NATIVE = {
+    "all benchmarks": [
+        {
+            "title": "native tool calling",
+            "text": "The benchmark's messages and tools, in OpenAI's form; no prompt of ours.",
+        }
+    ]
+}
 CONTAMINATION = Path("reports/data/contamination.json")
-PIPELINE = frozenset({"base", "sft", "cahl"})
 Runs = dict[str, dict[str, BenchmarkRun]]  # by model, then by benchmark
 Log = Callable[[str], None]
 
@@ -61,16 +70,20 @@ def run(stage: StageRun) -> None:
     settings, root = stage.settings.evaluate, stage.root
     benchmarks = benchmarks_of(root, stage.settings)
     if settings.dev_tasks:
-        path = root / "data/prepared/dev.jsonl"
-        benchmarks.append(DevTasks(path, settings.dev_tasks, stage.settings))
-        stage.log_input(path, "dev", "evaluation")
+        dev = DevTasks(root / "data/prepared", settings.dev_tasks, stage.settings)
+        benchmarks.append(dev)
+        for file in dev.files:
+            stage.log_input(file, "dev", "evaluation")
     chosen = {b.name: choose(b, None if settings.full else settings.sample) for b in benchmarks}
     stage.log(", ".join(f"{name}: {len(items)} items" for name, items in chosen.items()))
-    done = evaluate_all(root, stage.settings, benchmarks, chosen, log=stage.log, phase=stage.phase)
-    results = results_of(root, stage.settings, done)
+    with _closing(benchmarks):
+        done = evaluate_all(
+            root, stage.settings, benchmarks, chosen, log=stage.log, phase=stage.phase
+        )
+        results = results_of(root, stage.settings, done)
+        write_report(root / "reports/evaluation", results, done)
     metrics = metrics_file.metrics_of(results)
     stage.log_metrics(metrics_file.flat(metrics))
-    write_report(root / "reports/evaluation", results, done)
     write_json(root / "metrics/evaluate.json", metrics)
     _write_plot(root / "plots/evaluation.csv", results)
     write_json(root / ".cahl/evaluate/timing.json", done.timing)
@@ -94,8 +107,8 @@ def evaluate_all(
 ) -> Evaluation:
     """Every model of ``evaluate.models`` on every benchmark, model by model.
 
-    Answers are kept below ``.cahl/evaluate/records``, so an evaluation that was ended goes on. Held-back
-    tasks are left out for models behind a URL, and that is logged.
+    Answers are kept below ``.cahl/evaluate/records``, so an evaluation that was ended goes on. A benchmark
+    that a model cannot be asked is left out for it, and that is logged (`_left_out`).
 
     Raises:
         CahlError: of any model that is not there, before the first one is evaluated.
@@ -106,30 +119,53 @@ def evaluate_all(
     done.models = {spec.label: open_model(spec, settings, root) for spec in specs}
     for model in done.models.values():
         model.key()  # what is missing shows here, not after hours with the models before it
+    for spec in specs:
+        model = done.models[spec.label]
+        own = done.runs[spec.label] = {}
+        with phase(spec.label) if phase else nullcontext():
+            for benchmark in benchmarks:
+                if why := _left_out(model, benchmark):
+                    log(f"{spec.label}, {benchmark.name}: left out, {why}")
+                    continue
+                own[benchmark.name] = evaluate(
+                    model,
+                    benchmark,
+                    chosen[benchmark.name],
+                    root / ".cahl/evaluate/records",
+                    batch_size=wanted.batch_size,
+                    samples=1 if benchmark.name == DevTasks.name else wanted.samples,
+                    seed=settings.seed if wanted.temperature else 0,
+                )
+                log(_line(spec.label, own[benchmark.name]))
+        model.close()
+    if not any(done.runs.values()):
+        raise ConfigError(
+            "none of the models can be asked any of the benchmarks",
+            "; ".join(
+                {why for m in done.models.values() for b in benchmarks if (why := _left_out(m, b))}
+            ),
+        )
+    return done
+
+
+def _left_out(model: Model, benchmark: Benchmark) -> str | None:
+    """Why the model is not asked this benchmark, if it is not."""
+    if benchmark.name == DevTasks.name and model.spec.kind != "project":
+        return "held-back tasks are rolled out with the project's own models"
+    if isinstance(benchmark, TextOnly) and not model.completes:
+        return "a planner and an executor answer no plain conversation"
+    return None
+
+
+@contextmanager
+def _closing(benchmarks: Sequence[Benchmark]) -> Iterator[None]:
+    """Ends the benchmarks' processes after the body."""
     try:
-        for spec in specs:
-            model = done.models[spec.label]
-            own = done.runs[spec.label] = {}
-            with phase(spec.label) if phase else nullcontext():
-                for benchmark in benchmarks:
-                    if spec.kind == "endpoint" and benchmark.name == DevTasks.name:
-                        log(f"{spec.label}: held-back tasks need the weights here; left out")
-                        continue
-                    own[benchmark.name] = evaluate(
-                        model,
-                        benchmark,
-                        chosen[benchmark.name],
-                        root / ".cahl/evaluate/records",
-                        batch_size=wanted.batch_size,
-                        samples=1 if benchmark.name == DevTasks.name else wanted.samples,
-                    )
-                    log(_line(spec.label, own[benchmark.name]))
-            model.close()
+        yield
     finally:
         for benchmark in benchmarks:
             if isinstance(benchmark, Closes):
                 benchmark.close()
-    return done
 
 
 def results_of(root: Path, settings: Settings, done: Evaluation) -> results_file.Results:
@@ -137,7 +173,9 @@ def results_of(root: Path, settings: Settings, done: Evaluation) -> results_file
     contamination = root / CONTAMINATION
     facts = {label: model.facts() for label, model in done.models.items()}
     prompts = {
-        label: {
+        label: NATIVE
+        if facts[label].get("native")
+        else {
             name: prompts_of(
                 run.benchmark, run.attempts[0].item, model.form, _rendering(facts[label])
             )
@@ -155,10 +193,11 @@ def results_of(root: Path, settings: Settings, done: Evaluation) -> results_file
         config={
             "profile": settings.profile,
             "model": settings.model.model_dump(mode="json"),
-            "evaluate": settings.evaluate.model_dump(mode="json"),
+            # of models their facts are told, their addresses may hold paths
+            "evaluate": settings.evaluate.model_dump(mode="json") | {"models": list(done.models)},
         },
         versions=versions(),
-        seeds={"seed": settings.seed},
+        seeds={"draws": settings.seed, "bootstrap": SEED},
         prompts=prompts,
         contamination=read_json(contamination) if contamination.exists() else None,
     )
@@ -166,7 +205,7 @@ def results_of(root: Path, settings: Settings, done: Evaluation) -> results_file
 
 
 def _rendering(facts: Mapping[str, Any]) -> Any:
-    return facts.get("tool_rendering", "compact")
+    return facts.get("tool_rendering") or "compact"
 
 
 def write_report(
@@ -209,16 +248,37 @@ def on_demand(
 
     Returns:
         The directory.
+
+    Raises:
+        ConfigError: ``out`` holds something that is no report.
     """
+    made = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = (out or root / "reports/evaluations" / made).absolute()
+    check_replaceable(folder)
     chosen = {b.name: choose(b, {b.name: limit} if limit else None) for b in benchmarks}
-    done = evaluate_all(root, settings, benchmarks, chosen, log=_say)
-    results = results_of(root, settings, done) | {"git": _commit(root)}
-    folder = out or root / "reports/evaluations" / datetime.now().strftime("%Y%m%d-%H%M%S")
-    write_report(folder, results, done, done.timing)
+    with _closing(benchmarks):
+        done = evaluate_all(root, settings, benchmarks, chosen, log=_say)
+        results = results_of(root, settings, done) | {"git": _commit(root)}
+        write_report(folder, results, done, done.timing)
     print(report.summary_table(results))
     _show_tasks(done)
     print(f"report: {folder / 'report.html'}")
     return folder
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuses a directory whose files are not a report's: writing a report replaces all of it.
+
+    Raises:
+        ConfigError: says what is there.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or not (folder / results_file.NAME).is_file():
+        raise ConfigError(
+            f"--out {folder} is there and is no report; a report would replace all that is in it",
+            "name a new or empty directory, or one that `cahl evaluate` wrote",
+        )
 
 
 def _show_tasks(done: Evaluation) -> None:

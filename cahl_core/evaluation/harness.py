@@ -18,6 +18,7 @@ from cahl_core.errors import ConfigError, EvaluationError
 from cahl_core.evaluation.core import (
     Attempt,
     Benchmark,
+    DependsOn,
     Item,
     ItemScore,
     KeepsNotes,
@@ -134,13 +135,14 @@ def answer(
     *,
     batch_size: int,
     samples: int = 1,
+    seed: int = 0,
 ) -> tuple[list[Attempt], list[Record], Timing]:
     """One record per item and sample, from the store where it is there.
 
     Raises:
         EvaluationError: the benchmark did not emit each attempt exactly once.
     """
-    attempts = [Attempt(item, number) for item in items for number in range(samples)]
+    attempts = [Attempt(item, number, seed) for item in items for number in range(samples)]
     timing = Timing()
     before = dict(model.usage())
     with progress(f"{model.label}: {benchmark.title}", len(attempts)) as bar:
@@ -185,7 +187,8 @@ def _solve(
 
 def _name(model: Model, benchmark: Benchmark) -> str:
     """A file name that tells apart what records depend on beside items: model, and benchmark's code."""
-    key = digest([model.key(), reached_digest(type(benchmark).__module__)])
+    more = benchmark.depends_on() if isinstance(benchmark, DependsOn) else None
+    key = digest([model.key(), reached_digest(type(benchmark).__module__), more])
     return f"{key}-{re.sub(r'[^A-Za-z0-9._-]+', '-', benchmark.name)}"
 
 
@@ -197,11 +200,13 @@ def evaluate(
     *,
     batch_size: int,
     samples: int = 1,
+    seed: int = 0,
 ) -> BenchmarkRun:
     """One model on one benchmark: answers, then scores.
 
     Args:
         cache: directory of records; a file per model and benchmark in it.
+        seed: of the draws; 0 where decoding is greedy.
 
     Raises:
         EvaluationError: the harness or a checker failed; never a score.
@@ -211,7 +216,7 @@ def evaluate(
         benchmark.keep_notes(place)
     store = RecordStore(place.with_name(f"{place.name}.jsonl"))
     attempts, records, timing = answer(
-        model, benchmark, items, store, batch_size=batch_size, samples=samples
+        model, benchmark, items, store, batch_size=batch_size, samples=samples, seed=seed
     )
     started = time.perf_counter()
     scores = benchmark.score(attempts, records)

@@ -61,6 +61,10 @@ class LocalModel:
     def form(self) -> Form:
         return self.weights.settings.form
 
+    @property
+    def completes(self) -> bool:
+        return self.weights.bare or self.form != "hierarchical"
+
     def key(self) -> str:
         """Digest of everything the texts depend on, apart from the requests."""
         evaluate, weights = self._settings.evaluate, self.weights

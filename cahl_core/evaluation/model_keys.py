@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,25 @@ def _reach(module: str, found: set[Path]) -> None:
     if not known or path in found:
         return
     found.add(path)
+    beside = module.split(".") if path.name == "__init__.py" else parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            _reach(node.module, found)
-            for name in node.names:
-                _reach(f"{node.module}.{name.name}", found)
-        elif isinstance(node, ast.Import):
-            for name in node.names:
-                _reach(name.name, found)
+        for name in _named(node):
+            _reach(".".join([*beside, name.removeprefix(".")]) if name[0] == "." else name, found)
+
+
+def _named(node: ast.AST) -> Iterator[str]:
+    """Modules that a node names; with a dot in front those beside its own.
+
+    A worker is started, and loads its parts, by the names of files beside it.
+    """
+    if isinstance(node, ast.ImportFrom) and node.module:
+        yield node.module
+        yield from (f"{node.module}.{name.name}" for name in node.names)
+    elif isinstance(node, ast.Import):
+        yield from (name.name for name in node.names)
+    elif isinstance(node, ast.Constant):
+        if isinstance(node.value, str) and node.value.endswith(".py"):
+            yield f".{node.value.removesuffix('.py')}"
+    elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_beside":
+        names = (a.value for a in node.args if isinstance(a, ast.Constant))
+        yield from (f".{name}" for name in names if isinstance(name, str))

@@ -27,6 +27,10 @@ class Model(Protocol):
     def form(self) -> Form:
         """What its results look like; native tool calling is ``low_only``."""
 
+    @property
+    def completes(self) -> bool:
+        """Whether it answers plain conversations (`text`)."""
+
     def key(self) -> str:
         """Digest of everything its texts depend on, apart from the requests.
 

@@ -7,8 +7,10 @@ that would come back are made up, so that an executor's prompt can be shown too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from cahl_core.evaluation.core import Attempt, Benchmark, Item
+from cahl_core.evaluation.core import Attempt, Benchmark, Item, KeepsNotes
 from cahl_core.protocol.prompts import Chat
 from cahl_core.protocol.rendering import Rendering
 from cahl_core.protocol.texts import execution_text, plan_text
@@ -62,5 +64,8 @@ def prompts_of(
 ) -> list[dict[str, str]]:
     """The first prompt of each role on ``item``: ``title`` and ``text``."""
     probe = Probe(form, rendering)
-    benchmark.solve(probe, [Attempt(item)], lambda *_: None)
+    with TemporaryDirectory() as folder:
+        if isinstance(benchmark, KeepsNotes):  # not what some model left there
+            benchmark.keep_notes(Path(folder))
+        benchmark.solve(probe, [Attempt(item)], lambda *_: None)
     return [{"title": f"{role}, {item.id}", "text": text} for role, text in probe.seen.items()]

@@ -194,6 +194,20 @@ def test_held_back_tasks_are_left_out_for_models_behind_a_url(built: Path) -> No
     assert (list(metrics["base"]), list(metrics["far"])) == (["bfcl_v3", "dev"], ["bfcl_v3"])
 
 
+def test_a_report_replaces_reports_only(tmp_path: Path) -> None:
+    from cahl_core.errors import ConfigError
+    from cahl_core.evaluation.evaluate import check_replaceable
+
+    (tmp_path / "mine.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="is no report"):
+        check_replaceable(tmp_path)
+    with pytest.raises(ConfigError, match="is no report"):
+        check_replaceable(tmp_path / "mine.jsonl")
+    (tmp_path / "results.json").write_text("{}")
+    for folder in (tmp_path, tmp_path / "new"):
+        check_replaceable(folder)
+
+
 def test_a_failing_checker_writes_no_score(built: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree((built / "data/raw/bfcl-v3").resolve(), broken)

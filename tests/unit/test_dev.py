@@ -79,7 +79,7 @@ def test_a_plan_that_names_an_unknown_tool_solves_nothing(tiny_backbone: Path) -
 @pytest.fixture
 def dev(tmp_path: Path) -> DevTasks:
     write_jsonl(tmp_path / "dev.jsonl", [small_task(n).to_json() for n in (4, 5, 7)])
-    return DevTasks(tmp_path / "dev.jsonl", 2, _settings("hierarchical"))
+    return DevTasks(tmp_path, 2, _settings("hierarchical"))
 
 
 def _evaluate(dev: DevTasks, source: Scripted) -> list[ItemScore]:

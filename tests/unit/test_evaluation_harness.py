@@ -168,3 +168,21 @@ def test_answers_come_from_the_store_without_a_solver(tmp_path: Path) -> None:
 
     _, records, timing = answer(Unloadable(), Letters(), letters.items(), store, batch_size=10)
     assert (len(records), timing.to_json()["attempts"]) == (10, 0)
+
+
+def test_the_code_of_a_benchmark_is_part_of_its_key() -> None:
+    from cahl_core.evaluation import model_keys
+
+    found: set[Path] = set()
+    model_keys._reach("cahl_core.evaluation.bfcl_multi_turn", found)
+    names = {p.name for p in found}
+    # imported, started as a worker, and loaded by the worker
+    assert {"bfcl_turns.py", "bfcl_simulator_worker.py", "bfcl_official.py"} <= names
+    assert "references.py" in names and "evaluate_config.py" not in names
+
+
+def test_draws_of_another_run_are_other_draws() -> None:
+    item = Item("a", "c", {})
+    seeds = {Attempt(item, s, r).seed for s in range(3) for r in range(3)}
+    assert len(seeds) == 9
+    assert Attempt(item).seed == "a"

@@ -43,6 +43,8 @@ class BfclOfficialPrompt(BfclSingleTurn):
         max_tokens: of one answer.
     """
 
+    text_only = True
+
     def __init__(
         self, wheel: Path, timeout: float, version: Version, max_tokens: int = 512
     ) -> None:

@@ -64,4 +64,6 @@ def _group(scores: Sequence[ItemScore]) -> dict[str, float | int]:
     measures = {
         name: mean([v for s in scores if (v := s.scores.get(name)) is not None]) for name in names
     }
-    return {"n": len(scores), "accuracy": mean([s.correct for s in scores]), **measures}
+    # samples of an item are no items of their own
+    items = len({s.id for s in scores})
+    return {"n": items, "accuracy": mean([s.correct for s in scores]), **measures}
