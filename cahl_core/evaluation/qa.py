@@ -17,6 +17,7 @@ from cahl_core.errors import ConfigError, DataError, StageInputError
 from cahl_core.evaluation import qa_metrics as metrics
 from cahl_core.evaluation.core import Attempt, Emit, Item, ItemScore, Record, Solver
 from cahl_core.evaluation.judge import Case, Judge
+from cahl_core.evaluation.model_keys import reached_digest
 from cahl_core.evaluation.outcomes import efficiency
 from cahl_core.evaluation.qa_dialogue import answer_of, converse, results_of, runs_of, searches_of
 from cahl_core.files import dump_json, read_jsonl, sha256
@@ -119,6 +120,10 @@ class QuestionAnswering:
         if self.backend is None:
             return None
         return {**self.backend.describe(), **self.limits.to_json()}
+
+    def depends_on(self) -> Any:
+        """Digest of the code that searches."""
+        return None if self.backend is None else reached_digest(type(self.backend).__module__)
 
     def solve(self, solver: Solver, attempts: Sequence[Attempt], emit: Emit) -> None:
         converse(

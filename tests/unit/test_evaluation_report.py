@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from cahl_core.errors import DataError
 from cahl_core.evaluation import report, results_file
 from cahl_core.evaluation.report import document, examples, page
-from cahl_core.evaluation.report.benchmark import irrelevance
+from cahl_core.evaluation.report.benchmark import irrelevance, unanswerable
 
 EVIL = "</pre></td><script>alert(1)</script> | ``` <img src=http://x> \x1b[31m"
 VOID = {"meta", "input", "line", "rect", "wbr", "br"}
@@ -303,6 +303,13 @@ def test_irrelevance_is_split_and_the_parts_are_all(run: Any) -> None:
         assert clean + failed + wrong + other == pytest.approx(100, abs=0.2)
         assert clean + failed == pytest.approx(official, abs=0.11)  # as the official rule has it
     assert irrelevance({m: found["api_bank"] for m, found in run[0]["results"].items()}) is None
+
+
+def test_an_unanswerable_items_samples_all_count() -> None:
+    own = {"base": {"own": {"unanswerable": ["a_1"]}}}
+    lines = [{"id": "a_1", "correct": c} for c in (1.0, 0.0, 0.0, 0.0)]
+    [table] = unanswerable(own, {"base": {"bfcl_v3": lines}}, "bfcl_v3")
+    assert table.rows == [["a_1", "0.250"]]  # type: ignore[union-attr]
 
 
 def test_unanswerable_items_are_listed_with_what_models_scored(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from cahl_core.evaluation import reference
@@ -217,8 +218,9 @@ def unanswerable(own: Own, items: Items, name: str) -> list[Block]:
     ids = list(dict.fromkeys(i for f in own.values() for i in f["own"].get("unanswerable", ())))
     if not ids:
         return []
-    scores = {m: {x["id"]: x["correct"] for x in items.get(m, {}).get(name, ())} for m in own}
-    rows = [[i, *(number(scores[m].get(i)) for m in own)] for i in ids]
+    lines = {m: items.get(m, {}).get(name, ()) for m in own}
+    scores = {(m, i): [x["correct"] for x in lines[m] if x["id"] == i] for m in own for i in ids}
+    rows = [[i, *(number(fmean(scores[m, i]) if scores[m, i] else None) for m in own)] for i in ids]
     caption = (
         "Items whose labels no answer, or only a degenerate one, can meet; they stay in every score"
     )
