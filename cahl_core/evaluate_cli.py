@@ -86,7 +86,7 @@ def run(
         asked.append(f"evaluate.benchmarks=[{','.join(benchmarks)}]")
         asked.append("evaluate.full=true")
         settings = cli._prepare("evaluate", root, profile, asked)
-        from cahl_core.evaluation.evaluate import on_demand
+        from cahl_core.evaluation.on_demand import on_demand
         from cahl_core.evaluation.registry import benchmarks_of
 
         on_demand(root, settings, benchmarks_of(root, settings), out, limit=limit)
@@ -124,7 +124,7 @@ def tasks(
     with cli._failures("evaluate tasks", root):
         asked = _overrides(models, samples, temperature, overrides)
         settings = cli._prepare("evaluate", root, profile, asked)
-        from cahl_core.evaluation.evaluate import on_demand
+        from cahl_core.evaluation.on_demand import on_demand
         from cahl_core.evaluation.registry import task_benchmark
 
         own = task_benchmark(root, settings, file, strict=strict, format=format, forced=forced)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,3 +227,16 @@ def _lookup(key: str, values: Mapping[str, Any], stage: str) -> str:
             )
         found = found[part]
     return str(found)
+
+
+def git_state(root: Path) -> tuple[str, bool] | None:
+    """The commit of a checkout, and whether tracked files differ from it; ``None`` outside of git."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None

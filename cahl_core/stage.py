@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from cahl_core.config import Settings
 from cahl_core.errors import CahlError, StageInputError
 from cahl_core.files import read_json, storage_errors, write_json
-from cahl_core.lineage import dvc_md5, locked_sums, read_stages, sums
+from cahl_core.lineage import dvc_md5, git_state, locked_sums, read_stages, sums
 from cahl_core.memory import PhaseMemory, gib, highest_resident
 
 if TYPE_CHECKING:
@@ -269,7 +268,7 @@ def _open_tracker(stage: StageRun) -> None:
     from cahl_core.tracking import Tracker, pipeline_identity
 
     dagster_run = stage._pipes.run_id if stage._pipes else None
-    tags = {"cahl.profile": stage.settings.profile, **_git_tags(stage.root), **_dep_tags(stage)}
+    tags = {"cahl.profile": stage.settings.profile, **git_tags(stage.root), **_dep_tags(stage)}
     if dagster_run:
         tags["dagster.run_id"] = dagster_run
     tracker = Tracker(stage.root, stage.settings)
@@ -321,16 +320,12 @@ def _out_tags(stage: StageRun) -> dict[str, str]:
     return {f"dvc.out.{path}": dvc_md5(stage.root / path) for path in made}
 
 
-def _git_tags(root: Path) -> dict[str, str]:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
-        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git.dirty": str(dirty)}
-    except (OSError, subprocess.CalledProcessError):
+def git_tags(root: Path) -> dict[str, str]:
+    """The commit as MLflow spells it, and whether files differ from it; empty outside of git."""
+    state = git_state(root)
+    if state is None:
         return {}
+    return {"mlflow.source.git.commit": state[0], "git.dirty": str(state[1])}
 
 
 def _flatten(prefix: str, value: Any) -> dict[str, Any]:

@@ -182,14 +182,14 @@ def _noted(path: Path) -> Iterator[None]:
 def _about(settings: Settings) -> dict[str, Any]:
     """Code, library versions, device and number type: what else the results depend on."""
     from cahl_core.policy.backbone import pick_device, pick_dtype
-    from cahl_core.stage import _git_tags
+    from cahl_core.stage import git_tags
 
     device = pick_device()
     dtype = str(pick_dtype(settings.model.dtype, device)).removeprefix("torch.")
     return {
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "numbers": [device.type, dtype],
-        "code": _git_tags(Path(__file__).parent),  # of this code, wherever the project is
+        "code": git_tags(Path(__file__).parent),  # of this code, wherever the project is
     }
 
 

@@ -196,14 +196,17 @@ def test_held_back_tasks_are_left_out_for_models_behind_a_url(built: Path) -> No
 
 def test_a_report_replaces_reports_only(tmp_path: Path) -> None:
     from cahl_core.errors import ConfigError
-    from cahl_core.evaluation.evaluate import check_replaceable
+    from cahl_core.evaluation.on_demand import check_replaceable
 
     (tmp_path / "mine.jsonl").write_text("")
-    with pytest.raises(ConfigError, match="is no report"):
+    with pytest.raises(ConfigError, match="holds more than a report"):
         check_replaceable(tmp_path)
-    with pytest.raises(ConfigError, match="is no report"):
+    with pytest.raises(ConfigError, match="holds more than a report"):
         check_replaceable(tmp_path / "mine.jsonl")
     (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds more than a report"):
+        check_replaceable(tmp_path)  # somebody's own file is still beside it
+    (tmp_path / "mine.jsonl").unlink()
     for folder in (tmp_path, tmp_path / "new"):
         check_replaceable(folder)
 
