@@ -214,7 +214,7 @@ def _record(name: str, root: Path, error: Exception, wanted: bool) -> None:
     if wanted and (root / "params.yaml").exists() and os.environ.get("RANK", "0") == "0":
         from contextlib import suppress
 
-        from cahl_core.stage import note_failure
+        from cahl_core.stage_record import note_failure
 
         with suppress(Exception):  # the failure itself matters more than its record
             note_failure(root, name, error)

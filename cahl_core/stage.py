@@ -14,15 +14,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cahl_core.config import Settings
 from cahl_core.errors import CahlError, StageInputError
-from cahl_core.files import read_json, storage_errors, write_json
+from cahl_core.files import storage_errors
 from cahl_core.lineage import dvc_md5, git_state, locked_sums, read_stages, sums
-from cahl_core.memory import PhaseMemory, gib, highest_resident
+from cahl_core.memory import PhaseMemory, gib
+from cahl_core.stage_record import Record, peak_rss, was_stopped
 
 if TYPE_CHECKING:
     from dagster_pipes import PipesContext
@@ -137,7 +137,7 @@ def open_stage(name: str, root: Path, settings: Settings) -> Iterator[StageRun]:
     if os.environ.get("RANK", "0") != "0":
         yield stage
         return
-    record = _Record(stage)
+    record = Record(stage)
     with ExitStack() as stack:
         stack.enter_context(lock(root, name))
         try:
@@ -145,34 +145,13 @@ def open_stage(name: str, root: Path, settings: Settings) -> Iterator[StageRun]:
             _open_tracker(stage)
             yield stage
         except BaseException as error:
-            _close_tracker(stage, "KILLED" if _was_stopped(error) else "FAILED")
-            record.write("interrupted" if _was_stopped(error) else "failed", error)
+            _close_tracker(stage, "KILLED" if was_stopped(error) else "FAILED")
+            record.write("interrupted" if was_stopped(error) else "failed", error)
             raise
         _report_memory(stage)
         _close_tracker(stage, "FINISHED")
         record.write("finished")
         _report_materialization(stage)
-
-
-def sidecar(root: Path, name: str) -> Path:
-    """Where the last execution of the stage left its record."""
-    return root / ".cahl" / "stages" / f"{name}.json"
-
-
-def last_record(root: Path, name: str) -> dict[str, Any]:
-    """The sidecar of the stage's last execution, empty where there is none."""
-    path = sidecar(root, name)
-    record: dict[str, Any] = read_json(path) if path.exists() else {}
-    return record
-
-
-def note_failure(root: Path, name: str, error: BaseException) -> None:
-    """Records a failure that came before the stage was opened (bad settings, missing input)."""
-    if last_record(root, name).get("pid") == os.getpid():
-        return
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    record = {"stage": name, "status": "failed", "started": now, "error": _sentence(error)}
-    write_json(sidecar(root, name), record | {"pid": os.getpid()})
 
 
 def stage_params(name: str, settings: Settings) -> dict[str, Any]:
@@ -185,40 +164,6 @@ def stage_params(name: str, settings: Settings) -> dict[str, Any]:
             found = found[part]
         flat |= _flatten(section, found)
     return flat
-
-
-class _Record:
-    """What the sidecar says: durations and run ids, which DVC's outs must not contain."""
-
-    def __init__(self, stage: StageRun) -> None:
-        self._stage = stage
-        self._started = datetime.now(UTC)
-        self._clock = time.perf_counter()
-
-    def write(self, status: str, error: BaseException | None = None) -> None:
-        stage, tracker, pipes = self._stage, self._stage._tracker, self._stage._pipes
-        record: dict[str, Any] = {
-            "stage": stage.name,
-            "status": status,
-            "pid": os.getpid(),
-            "profile": stage.settings.profile,
-            "started": self._started.isoformat(timespec="seconds"),
-            "wall_seconds": round(time.perf_counter() - self._clock, 2),
-            "peak_rss_bytes": _peak_rss(),
-            "phases": {key: round(value, 3) for key, value in stage.phases.items()},
-            "dagster_run_id": pipes.run_id if pipes else None,
-            "memory": {"source": stage.memory.source, "peak_bytes": stage.memory.highest},
-            "metadata": stage.reported,
-        }
-        if tracker and tracker.run_id:
-            record["mlflow"] = {
-                "run_id": tracker.run_id,
-                "parent_run_id": tracker.parent_id,
-                "url": tracker.url,
-            }
-        if error is not None:
-            record["error"] = _sentence(error)
-        write_json(sidecar(stage.root, stage.name), record)
 
 
 @contextmanager
@@ -284,7 +229,7 @@ def _close_tracker(stage: StageRun, status: Status) -> None:
     try:
         phases = {f"phase_seconds/{key}": value for key, value in stage.phases.items()}
         peaks = gib(stage.memory.highest)
-        tracker.log_metrics(phases | peaks | {"peak_rss_gb": _peak_rss() / 1e9}, None)
+        tracker.log_metrics(phases | peaks | {"peak_rss_gb": peak_rss() / 1e9}, None)
         if status == "FINISHED":
             tracker.set_tags(_out_tags(stage))
         tracker.end(status)
@@ -334,22 +279,3 @@ def _flatten(prefix: str, value: Any) -> dict[str, Any]:
     return {
         k: v for key, inner in value.items() for k, v in _flatten(f"{prefix}.{key}", inner).items()
     }
-
-
-def _peak_rss() -> int:
-    import resource
-
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    unit = 1 if sys.platform == "darwin" else 1024
-    seen = max(resource.getrusage(kind).ru_maxrss for kind in kinds) * unit
-    return max(seen, highest_resident())
-
-
-def _was_stopped(error: BaseException) -> bool:
-    return not isinstance(error, Exception)
-
-
-def _sentence(error: BaseException) -> str:
-    if _was_stopped(error):
-        return f"stopped ({type(error).__name__})"
-    return str(error) or type(error).__name__

@@ -16,7 +16,7 @@ import yaml
 
 from cahl_core.files import digest, tree_digest
 from cahl_core.lineage import DvcStage, read_stages, upstream
-from cahl_core.stage import last_record, sidecar
+from cahl_core.stage_record import last_record, sidecar
 from pipelines.reporting import as_metadata, data_version, stage_metadata
 from pipelines.resources import StageClient, StageFailedError, dvc
 

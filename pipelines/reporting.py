@@ -12,7 +12,7 @@ import dagster as dg
 
 from cahl_core.files import read_json
 from cahl_core.lineage import DvcStage, locked_sums
-from cahl_core.stage import last_record
+from cahl_core.stage_record import last_record
 from pipelines.figures import figures
 
 

@@ -18,7 +18,7 @@ import dagster as dg
 
 from cahl_core.errors import CahlError, ConfigError
 from cahl_core.lineage import read_stages
-from cahl_core.stage import sidecar
+from cahl_core.stage_record import sidecar
 from pipelines.home import dagster_home
 from pipelines.resources import dvc, project_root
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cahl_core.files import read_json
-from cahl_core.stage import last_record
+from cahl_core.stage_record import last_record
 
 MODELS = {"base": "base", "sft": "after SFT", "cahl": "after CAHL"}
 METRICS = Path("metrics/evaluate.json")

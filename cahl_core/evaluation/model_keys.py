@@ -59,8 +59,12 @@ def _folder_digest(path: Path, stamps: tuple[Any, ...]) -> str:
 
 
 # What every module imports and no text depends on: settings have their own place in a key.
-PLUMBING = frozenset({"config", "errors", "evaluate_config", "files", "lineage", "memory", "progress",
-                      "rollout_config", "stage", "tables", "tracking", "train_config"})  # fmt: skip
+PLUMBING = frozenset(
+    {
+        "config", "errors", "evaluate_config", "files", "lineage", "memory", "progress", "rollout_config",
+        "stage", "stage_record", "tables", "tracking", "train_config",
+    }
+)  # fmt: skip
 
 
 def reached_digest(module: str) -> str:

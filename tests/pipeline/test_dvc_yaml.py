@@ -34,6 +34,7 @@ RUNTIME = {
     "rollout_config",
     "signals",
     "stage",
+    "stage_record",
     "tables",
     "tracking",
     "train_config",
