@@ -115,13 +115,13 @@ def test_a_gauge_sees_what_was_held_between_two_looks(kind: type) -> None:
 def test_the_peak_of_the_whole_process_survives_the_resets_of_phases() -> None:
     code = """
         import resource
-        from cahl_core import memory, stage
+        from cahl_core import memory, stage_record
         gauge = memory.make_gauge()
         block = bytearray(300 * 2**20)
         block[::4096] = b"x" * len(block[::4096])
         del block
         gauge.reset()
-        print(gauge.source, stage._peak_rss() > 300 * 2**20, sep="|")
+        print(gauge.source, stage_record.peak_rss() > 300 * 2**20, sep="|")
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
