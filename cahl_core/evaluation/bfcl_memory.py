@@ -18,8 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cahl_core.evaluation.bfcl.formulas import V4
+from cahl_core.evaluation.bfcl.items import check_version, checksums
+from cahl_core.evaluation.bfcl.schemas import tool
 from cahl_core.evaluation.bfcl_memory_writing import MemoryWriting, spoken
-from cahl_core.evaluation.bfcl_multi_turn import check_version, checksums, tool
 from cahl_core.evaluation.bfcl_records import (
     agent_results,
     conversation_efficiency,
@@ -101,7 +103,7 @@ class BfclMemory:
         """The 155 questions, taken from the scenarios in turn."""
         if not self._items:
             reply = self.simulator.load([self.category])
-            check_version(reply["version"], "v4", self.simulator.wheel)
+            check_version(reply["version"], V4, self.simulator.wheel)
             records = reply["items"]
             self._tools = tuple(tool(reply["documents"][n]) for n in records[0]["functions"])
             writing = [r for r in records if "prereq" in r["id"]]
@@ -272,5 +274,9 @@ def _score(attempt: Attempt, record: Record, words: str | None, valid: bool) -> 
 
 
 def _text(memory: Any) -> str:
-    """All that a memory holds, as text."""
-    return dump_json(memory) if memory else ""
+    """All that a memory holds, a line each: JSON's escapes would hide the words behind a line break."""
+    if isinstance(memory, Mapping):
+        return "\n".join(_text(part) for pair in memory.items() for part in pair)
+    if isinstance(memory, list):
+        return "\n".join(map(_text, memory))
+    return "" if memory is None else str(memory)

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cahl_core.errors import EvaluationError
-from cahl_core.evaluation.bfcl.schemas import json_schema
+from cahl_core.evaluation.bfcl.formulas import EDITIONS, multi_turn
+from cahl_core.evaluation.bfcl.formulas import MULTI_TURN as CATEGORIES
+from cahl_core.evaluation.bfcl.items import check_version, checksums
+from cahl_core.evaluation.bfcl.schemas import tool
+from cahl_core.evaluation.bfcl.shares import accuracies
 from cahl_core.evaluation.bfcl_records import (
     agent_results,
     conversation_efficiency,
@@ -25,13 +28,10 @@ from cahl_core.evaluation.bfcl_records import (
 from cahl_core.evaluation.bfcl_simulator import BfclSimulator, TurnVerdict
 from cahl_core.evaluation.bfcl_turns import Dialogue, TurnRunner
 from cahl_core.evaluation.core import Attempt, Emit, Item, ItemScore, Record, Solver
-from cahl_core.files import digest, sha256
+from cahl_core.files import digest
 from cahl_core.records import Message, ToolCall, ToolSpec
 from cahl_core.serving.results import AgentResult
 
-CATEGORIES = (
-    "multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context",
-)  # fmt: skip
 EMPTY = "multi_turn:empty_turn_model_response"
 PROTOCOL = {
     "turns": "per turn one plan and one executor text per sub-task, whose calls are run on the "
@@ -98,7 +98,7 @@ class BfclMultiTurn:
         """All 800, by category, in the package's order."""
         if not self._items:
             reply = self.simulator.load(CATEGORIES)
-            check_version(reply["version"], self.version, self.simulator.wheel)
+            check_version(reply["version"], EDITIONS[self.version], self.simulator.wheel)
             tools = [(tool(document), digest(document)) for document in reply["documents"]]
             self._steps = reply["steps"]
             self._items = [_item(record, tools, reply["added"]) for record in reply["items"]]
@@ -130,16 +130,12 @@ class BfclMultiTurn:
         return [_score(a, r, v) for (a, r), v in zip(pairs, verdicts, strict=True)]
 
     def summary(self, scores: Sequence[ItemScore]) -> dict[str, Any]:
-        """``multi_turn``: the unweighted mean of the four categories, as on the leaderboard."""
-        means = [_mean([s.correct for s in scores if s.category == c]) for c in CATEGORIES]
-        known = [m for m in means if m is not None]
+        """``errors``; ``multi_turn``, the leaderboard's column, where all four categories are whole."""
         kinds = sorted({s.error_type for s in scores if s.error_type})
-        result: dict[str, Any] = {
-            "errors": {k: sum(s.error_type == k for s in scores) for k in kinds}
-        }
-        if len(known) == len(CATEGORIES):
-            result["multi_turn"] = sum(known) / len(known)
-        return result
+        errors = {k: sum(s.error_type == k for s in scores) for k in kinds}
+        counts = {c: sum(i.category == c for i in self.items()) for c in CATEGORIES}
+        mean = multi_turn(accuracies(scores, counts))
+        return {"errors": errors} | ({} if mean is None else {"multi_turn": mean})
 
     def about(self) -> dict[str, Any]:
         """Protocol, notes, checksums, counts."""
@@ -158,24 +154,6 @@ class BfclMultiTurn:
         item: Conversation = attempt.item.data
         gold = [f"gold (turn {n}): {_calls(turn)}" for n, turn in enumerate(item.gold, 1)]
         return "\n".join([transcript(item.said, record["turns"]), *gold])
-
-
-def tool(document: Mapping[str, Any]) -> ToolSpec:
-    """One document as the package's loader gives it; its ``response`` is what the tool returns."""
-    returns = json_schema(document["response"]) if "response" in document else None
-    parameters = json_schema(document["parameters"])
-    return ToolSpec(document["name"], document["description"], parameters, returns)
-
-
-def checksums(wheel: Path, files: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of files of the package's data."""
-    return {f: sha256(wheel / "bfcl_eval" / "data" / f) for f in files}
-
-
-def check_version(found: str, wanted: str, wheel: Path) -> None:
-    """Raises an `EvaluationError` if the package is not the wanted BFCL."""
-    if found != f"BFCL_{wanted}":
-        raise EvaluationError(f"{wheel} is {found}, not BFCL_{wanted}", f"source bfcl-{wanted}")
 
 
 def _item(record: Mapping[str, Any], documents: Sequence[tuple[ToolSpec, str]], added: str) -> Item:
@@ -246,7 +224,3 @@ def _fault(
 
 def _calls(calls: Sequence[ToolCall]) -> str:
     return ", ".join(f"{c.name}({c.arguments})" for c in calls) or "(none)"
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -102,7 +102,7 @@ class BfclSimulator:
 
     def load(self, categories: Sequence[str]) -> dict[str, Any]:
         """The items of multi-turn or memory categories, with the tool documents they index."""
-        keys = ("version", "steps", "added", "counts", "documents", "items")
+        keys = ("version", "steps", "added", "documents", "items")
         return self._ask({"op": "load", "categories": list(categories)}, self.timeout, *keys)
 
     def open(self, key: str, item: str, memory: Any = None) -> Opened:

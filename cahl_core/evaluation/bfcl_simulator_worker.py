@@ -4,7 +4,7 @@ Run as ``python -I -S -B -X utf8 bfcl_simulator_worker.py WHEEL_DIR MPMATH_DIR``
 with BFCL_PROJECT_ROOT set to it. One JSON request per line comes in on standard input, one JSON reply
 per line goes out, with the request's number; what the package prints goes to standard error.
 
-    load    {"categories"}            → {"version", "steps", "added", "counts", "documents", "items"}
+    load    {"categories"}            → {"version", "steps", "added", "documents", "items"}
     open    {"key", "id", "memory"}   → {"messages", "visible", "state"}
     call    {"key", "name", "arguments"} → {"text", "value", "state"}
     close   {"key"}                   → {"memory"}        what a prerequisite conversation left
@@ -108,12 +108,10 @@ class Worker:
             items += [
                 parts.item(e, category, official, documents) for e in official.category(category)
             ]
-        counts = {name: len(official.loaded[name]) for name in request["categories"]}
         return {
             "version": official.version,
             "steps": official.prompts.MAXIMUM_STEP_LIMIT,
             "added": official.prompts.DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC,
-            "counts": counts,
             "documents": [json.loads(d) for d in documents],
             "items": items,
         }
@@ -269,11 +267,8 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     _beside("bfcl_stubs").install(Path(sys.argv[2]))
     worker = Worker(parts.Official(Path(sys.argv[1])))
-    for line in sys.stdin:
-        request = json.loads(line)
-        reply = getattr(worker, request["op"])(request)
-        replies.write(json.dumps({**reply, "request": request["request"]}) + "\n")
-        replies.flush()
+    names = ("load", "open", "call", "close", "score", "judge", "status")
+    _beside("worker_serving").serve({name: getattr(worker, name) for name in names}, replies)
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Stand-ins for what the BFCL package imports and the simulators do not need, or need little of.
+"""Stand-ins for what the BFCL package imports and our workers do not need, or need little of.
 
-Loaded by `bfcl_simulator_worker` in a process that sees the standard library and one unzipped wheel
-only. Vendor clients, file locks, retries and parsers of other languages take no part in running or
-judging calls; `mpmath` (logarithms in the MathAPI) is let in as the one real dependency; BM25+, which
-the key-value memory searches with, is written out here.
+Loaded by both workers, in processes that see the standard library and one unzipped wheel only. Vendor
+clients, file locks, retries and parsers of other languages take no part in running or judging calls;
+`mpmath` (logarithms in the MathAPI) is let in as the one real dependency; BM25+, which the key-value
+memory searches with, is written out here.
 """
 
 from __future__ import annotations
@@ -94,15 +94,20 @@ class OneMore:
         )
 
 
+def install_common() -> None:
+    """What every part of the package imports and no part of ours needs."""
+    for name in ABSENT:
+        sys.modules[name] = Absent(name)
+    _module("filelock", FileLock=NoLock)
+
+
 def install(mpmath: Path) -> None:
     """Makes the package's simulators, loaders and checkers importable.
 
     Args:
         mpmath: folder of that package.
     """
-    for name in ABSENT:
-        sys.modules[name] = Absent(name)
-    _module("filelock", FileLock=NoLock)
+    install_common()
     _module("overrides", final=lambda method: method)
     _module("rank_bm25", BM25Plus=BM25Plus)
     finder: Any = OneMore("mpmath", mpmath)

@@ -75,13 +75,13 @@ class BfclChecker:
         self._process = WorkerProcess(worker, [str(self.wheel)], timeout)
 
     def load(self, categories: Sequence[str], official_prompt: bool = False) -> dict[str, Any]:
-        """``version``, ``counts`` (category → all items), ``files`` (of the wheel, that a score
-        depends on) and ``items`` (id, category, messages, functions, gold) as a model sees them.
+        """``version``, ``files`` (of the wheel, that a score depends on) and ``items`` (id, category,
+        messages, functions, gold) as a model sees them.
 
         ``official_prompt``: messages with the system prompt for models that are prompted with text.
         """
         request = {"categories": list(categories), "official_prompt": official_prompt}
-        return self._ask("load", request, "items", "counts", "version", "files")
+        return self._ask("load", request, "items", "version", "files")
 
     def format_items(self) -> dict[str, Any]:
         """The same for format_sensitivity (v4); an item's category is its prompt configuration."""

@@ -208,7 +208,7 @@ def test_a_stored_answer_is_told_from_one_that_was_never_written(bfcl_v4_wheel: 
 
     def write(seed: str) -> list[list[ToolCall]]:
         first = place(seed)[0].endswith("prereq_0-customer-0") and place(seed)[1] == 0
-        text = f"The name is {items[0].data.gold[0]}."
+        text = f"Notes:\n{items[0].data.gold[0]}\nend"
         return [[ToolCall("memory_update", {"text": text})]] if first else []
 
     records = solve(benchmark, Player(write, "low_only"), items)

@@ -114,6 +114,7 @@ def test_gold_passes_in_every_category(benchmark_of: BfclMultiTurn) -> None:
     assert {s.scores["turns_right"] for s in scores} == {1}
     assert sum(s.redundant for s in scores) == 0
     assert benchmark_of.summary(scores)["multi_turn"] == 1
+    assert "multi_turn" not in benchmark_of.summary(scores[::2])  # of a sample there is no column
     assert benchmark_of.simulator.status() == {"open": 0, "instances": 0}
 
 

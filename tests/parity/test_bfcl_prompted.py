@@ -205,7 +205,8 @@ def test_text_is_decoded_and_never_run(checker: BfclChecker, tmp_path: Path) -> 
         "[f(a=" + "-" * 100_000 + "1)]", "[f(a=" + "(" * 5_000 + "1" + ")" * 5_000 + ")]",
         "[f(a=" + "1+" * 20_000 + "1)]", "[" * 3_000, "\x00", "[f(a=\ud800)]", "[f(**{'a': 1})]",
         "[f(a={[1]: 2})]", "[f(a={1, 2})]", "[f(a=...)]", "[f(a=1j)]", "[f(a=b'x')]", "[1]", "[f]",
-        "f", "[f(1, 2)]", "[f(a=1e999)]", "[f(a={(1, 2): 3, None: 4})]",
+        "f", "[f(1, 2)]", "[f(a=1e999)]", "[f(a={(1, 2): 3, None: 4})]", "[f(a=(10**99)**99)]",
+        "[f(a=0x" + "f" * 4_000 + ")]", "[calculate_triangle_area(base=(10**99)**99, height=5)]",
     ],
 )  # fmt: skip
 def test_no_text_ends_the_scoring_or_takes_long(checker: BfclChecker, text: str) -> None:

@@ -131,11 +131,12 @@ def test_one_process_answers_all_requests_until_it_is_closed_or_forgotten(tmp_pa
 
 
 BUSY = """
-import importlib.util, sys, time
+import importlib.util, sys
 spec = importlib.util.spec_from_file_location("serving", sys.argv[1])
 worker = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(worker)
-worker.serve({"op": lambda request: time.sleep(60)}, sys.stdout)
+# holds the interpreter: no thread runs meanwhile
+worker.serve({"op": lambda request: 9 ** (10 ** 9)}, sys.stdout)
 """
 PARENT = """
 import sys, threading, time

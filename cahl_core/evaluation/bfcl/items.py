@@ -60,16 +60,26 @@ def loaded(reply: Mapping[str, Any], edition: Edition, wheel: Path, shown: Any =
     Raises:
         EvaluationError: the package is another version.
     """
-    if reply["version"] != edition.prefix:
-        raise EvaluationError(
-            f"{wheel} is {reply['version']}, not {edition.prefix}",
-            f"source bfcl-{edition.name} is needed: cahl fetch",
-        )
+    check_version(reply["version"], edition, wheel)
     items = [_item(record, shown) for record in reply["items"]]
     counts: dict[str, int] = {}
     for item in items:
         counts[item.category] = counts.get(item.category, 0) + 1
     return Loaded(items, counts, {name: sha256(wheel / name) for name in reply["files"]})
+
+
+def check_version(found: str, edition: Edition, wheel: Path) -> None:
+    """Raises an `EvaluationError` if the package is another version."""
+    if found != edition.prefix:
+        raise EvaluationError(
+            f"{wheel} is {found}, not {edition.prefix}",
+            f"source bfcl-{edition.name} is needed: cahl fetch",
+        )
+
+
+def checksums(wheel: Path, files: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of files of the package's data."""
+    return {f: sha256(wheel / "bfcl_eval" / "data" / f) for f in files}
 
 
 def _item(record: Mapping[str, Any], shown: Any) -> Item:

@@ -16,8 +16,10 @@ JSON_TYPES = {
 
 
 def tool(function: Mapping[str, Any]) -> ToolSpec:
-    """One function document as a tool."""
-    return ToolSpec(function["name"], function["description"], json_schema(function["parameters"]))
+    """One function document as a tool; its ``response``, where it has one, is what the tool returns."""
+    returns = json_schema(function["response"]) if "response" in function else None
+    parameters = json_schema(function["parameters"])
+    return ToolSpec(function["name"], function["description"], parameters, returns)
 
 
 def json_schema(schema: Any) -> dict[str, Any]:
