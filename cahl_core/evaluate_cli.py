@@ -30,8 +30,13 @@ Models = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="Directory of the report.")]
 Limit = Annotated[int, typer.Option(min=0, help="So many items of each benchmark; 0: all.")]
-Samples = Annotated[int, typer.Option(min=1, help="Samples per item, for pass@k.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
+Samples = Annotated[
+    int | None,
+    typer.Option(min=1, help="Samples per item, for pass@k. Default: evaluate.samples."),
+]
+Temperature = Annotated[
+    float | None, typer.Option(min=0, help="0 is greedy. Default: evaluate.temperature.")
+]
 
 app = typer.Typer(
     name="evaluate",
@@ -70,8 +75,8 @@ def run(
     ],
     models: Models = None,
     limit: Limit = 0,
-    samples: Samples = 1,
-    temperature: Temperature = 0.0,
+    samples: Samples = None,
+    temperature: Temperature = None,
     out: Out = None,
     profile: Profile = None,
     overrides: Overrides = None,
@@ -110,8 +115,8 @@ def tasks(
         ),
     ] = True,
     limit: Limit = 0,
-    samples: Samples = 1,
-    temperature: Temperature = 0.0,
+    samples: Samples = None,
+    temperature: Temperature = None,
     out: Out = None,
     profile: Profile = None,
     overrides: Overrides = None,
@@ -167,10 +172,14 @@ def list_benchmarks(root: Root = Path()) -> None:
 
 
 def _overrides(
-    models: list[str] | None, samples: int, temperature: float, overrides: list[str] | None
+    models: list[str] | None,
+    samples: int | None,
+    temperature: float | None,
+    overrides: list[str] | None,
 ) -> list[str]:
-    """Options as settings; ``--set`` comes last and wins."""
-    asked = [f"evaluate.samples={samples}", f"evaluate.temperature={temperature}"]
+    """Those options that were given, as settings; ``--set`` comes last and wins."""
+    given = {"samples": samples, "temperature": temperature}
+    asked = [f"evaluate.{key}={value}" for key, value in given.items() if value is not None]
     if models:
         import json
 

@@ -16,7 +16,15 @@ import requests
 import cahl_core
 from cahl_core.environments.search import Passage, QueryError, SearchError
 from cahl_core.errors import RolloutServerError
-from cahl_core.rollouts.client import LOCAL, RETRIED, RefusedError, UnavailableError, with_retries
+from cahl_core.rollouts.client import (
+    LOCAL,
+    RETRIED,
+    RefusedError,
+    UnavailableError,
+    retry_after,
+    send,
+    with_retries,
+)
 
 WIKIPEDIA = "https://en.wikipedia.org/w/api.php"
 SERPER = "https://google.serper.dev/search"
@@ -74,14 +82,7 @@ class JsonService:
             raise SearchError(f"{self.name}: {error.what}", error.hint or self.hint) from error
 
     def _attempt(self, method: str, check: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            response = self._session.request(method, self.url, timeout=self._timeout, **options)
-        except (requests.ConnectionError, requests.Timeout) as error:
-            raise UnavailableError(f"{self.url}: no answer ({type(error).__name__})") from error
-        except requests.exceptions.ChunkedEncodingError as error:
-            raise UnavailableError(f"{self.url}: the connection broke off") from error
-        except (requests.RequestException, ValueError) as error:
-            raise RefusedError(f"{self.url}: no request can be made: {error}", self.hint) from error
+        response = send(self._session, method, self.url, timeout=self._timeout, **options)
         answer = self._read(response)
         check(answer)
         return answer
@@ -89,7 +90,7 @@ class JsonService:
     def _read(self, response: requests.Response) -> dict[str, Any]:
         said = f"{self.url} answered {response.status_code}: {response.text.strip()[:SHOWN]}"
         if response.status_code in RETRIED:
-            raise UnavailableError(said, retry_after=_seconds(response.headers.get("Retry-After")))
+            raise UnavailableError(said, retry_after=retry_after(response))
         if response.status_code >= 400:
             raise RefusedError(said, self.hint, status=response.status_code)
         try:
@@ -99,13 +100,6 @@ class JsonService:
         if not isinstance(answer, dict):
             raise UnavailableError(f"{said} (no JSON object)")
         return answer
-
-
-def _seconds(header: str | None) -> float | None:
-    try:
-        return None if header is None else max(0.0, float(header))
-    except ValueError:
-        return None
 
 
 class Wikipedia:

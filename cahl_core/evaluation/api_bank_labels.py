@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cahl_core.call_schema import fits_schema
-from cahl_core.protocol.prompts import calls_line
+from cahl_core.protocol.prompts import spoken_text
 from cahl_core.records import ToolCall, ToolSpec, ToolTask
 
 YEAR = re.compile(r"\b(?:19|20)\d\d\b")
@@ -24,12 +24,7 @@ def gold_of(task: ToolTask) -> ToolCall:
 
 def dialogue(task: ToolTask) -> str:
     """Every word of the conversation, calls and results included."""
-    parts = []
-    for message in task.messages:
-        parts.append(message.content)
-        if message.tool_calls:
-            parts.append(calls_line([c.to_json() for c in message.tool_calls]))
-    return "\n".join(parts)
+    return "\n".join(map(spoken_text, task.messages))
 
 
 def is_corrupt(task: ToolTask) -> bool:

@@ -39,7 +39,7 @@ def as_finished(jobs: Sequence[Callable[[], T]], workers: int) -> Iterator[tuple
 
     live = min(workers, len(jobs))
     for _ in range(live):
-        threading.Thread(target=work, daemon=True, name="endpoint").start()
+        threading.Thread(target=work, daemon=True, name="as_finished").start()
     try:
         while live:
             number, result, error = done.get()

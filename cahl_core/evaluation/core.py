@@ -171,6 +171,14 @@ class TextOnly(Protocol):
 
 
 @runtime_checkable
+class OwnRollouts(Protocol):
+    """A benchmark that samples from the project's own weights itself (``solver.source``), greedily and
+    once per item; it sends no prompt of an agent's."""
+
+    own_rollouts: bool
+
+
+@runtime_checkable
 class DependsOn(Protocol):
     """A benchmark whose records depend on more than its items and the code it imports."""
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cahl_core.call_metrics import is_solved, plan_is_valid, redundant_calls
 from cahl_core.config import Settings
-from cahl_core.errors import ConfigError
-from cahl_core.evaluation.core import Attempt, Emit, Item, ItemScore, Record, Solver
+from cahl_core.evaluation.core import Attempt, Emit, Item, ItemScore, Record
 from cahl_core.files import digest, sha256
 from cahl_core.protocol.forms import openings
 from cahl_core.protocol.parsing import ParseFailure, parse_plan, split_single
@@ -53,10 +52,11 @@ class DevTasks:
     """The first tasks of the split ``dev`` of ``data/prepared``; correct is what is solved.
 
     Its records hold rewards, which belong to the rollout, so the reward settings are part of what is
-    shown. Models that are not at hand as weights (endpoints) cannot be rolled out.
+    shown.
     """
 
     name, title = "dev", "held-back tasks"
+    own_rollouts = True
 
     def __init__(self, folder: Path, count: int, settings: Settings) -> None:
         """
@@ -82,19 +82,9 @@ class DevTasks:
         )  # fmt: skip
         return [Item(t.id, t.source, [rollout, t.to_json()], t) for t in self._tasks]
 
-    def solve(self, solver: Solver, attempts: Sequence[Attempt], emit: Emit) -> None:
-        """`core.Benchmark.solve`, greedy.
-
-        Raises:
-            ConfigError: the solver's weights are elsewhere.
-        """
-        source = getattr(solver, "source", None)
-        if source is None:
-            raise ConfigError(
-                "held-back tasks are scored by training's own rollouts, which need the weights",
-                "set evaluate.dev_tasks=0 for models behind a URL",
-            )
-        records = run_dev(source, self.settings, [a.item.data for a in attempts])
+    def solve(self, solver: Any, attempts: Sequence[Attempt], emit: Emit) -> None:
+        """`core.Benchmark.solve`, greedy."""
+        records = run_dev(solver.source, self.settings, [a.item.data for a in attempts])
         for attempt, record in zip(attempts, records, strict=True):
             emit(attempt, record)
 

@@ -237,10 +237,6 @@ class EndpointModel:
             concurrency=self.options.concurrency,
         )
 
-    def text(self) -> EndpointAgent:
-        """The solver: a server answers any conversation."""
-        return self.solver()
-
     def usage(self) -> dict[str, float | None]:
         """Tokens as the server counts them; ``None`` if an answer came without a count."""
         tokens = self._endpoint.tokens

@@ -133,22 +133,6 @@ class LocalModel:
                 raise
             raise ModelError(error.what, f"{error.hint}; {SERVED}") from error
 
-    def text(self) -> LocalSolver:
-        """The solver, where it answers plain conversations.
-
-        Raises:
-            ConfigError: it is a planner and an executor.
-        """
-        solver = self.solver()
-        solver.text_role()
-        return solver
-
-    def team(self) -> Team:
-        """The loaded roles, for what samples itself (dev tasks)."""
-        self.solver()
-        assert self._team is not None
-        return self._team
-
     def usage(self) -> dict[str, float | None]:
         """Seconds and tokens so far, by phase."""
         return {k: n + float(getattr(self._team, k, 0)) for k, n in self._spent.items()}

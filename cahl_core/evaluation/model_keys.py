@@ -58,11 +58,12 @@ def _folder_digest(path: Path, stamps: tuple[Any, ...]) -> str:
     return tree_digest(path)
 
 
-# What every module imports and no text depends on: settings have their own place in a key.
+# What no text depends on: settings, which have their own place in a key, and what only judges texts.
 PLUMBING = frozenset(
     {
         "config", "errors", "evaluate_config", "files", "lineage", "memory", "progress", "rollout_config",
         "stage", "stage_record", "tables", "tracking", "train_config",
+        "api_bank_labels", "api_bank_rule", "judge", "model_keys", "outcomes", "qa_metrics",
     }
 )  # fmt: skip
 

@@ -29,7 +29,7 @@ class Model(Protocol):
 
     @property
     def completes(self) -> bool:
-        """Whether it answers plain conversations (`text`)."""
+        """Whether it answers plain conversations (`TextSolver`)."""
 
     def key(self) -> str:
         """Digest of everything its texts depend on, apart from the requests.
@@ -41,15 +41,8 @@ class Model(Protocol):
         """What a report says of it, as JSON."""
 
     def solver(self) -> Solver:
-        """What benchmarks ask; weights are loaded at the first call. Flat models and servers also are
-        a `TextSolver`."""
-
-    def text(self) -> TextSolver:
-        """The solver as a `TextSolver`.
-
-        Raises:
-            ConfigError: the model is a planner and an executor, which answer no whole conversation.
-        """
+        """What benchmarks ask; weights are loaded at the first call. Where `completes`
+        says so it is a `TextSolver` as well."""
 
     def usage(self) -> dict[str, float | None]:
         """``seconds_prefill``, ``seconds_decode``, ``prefilled_tokens``, ``decoded_tokens`` so far;

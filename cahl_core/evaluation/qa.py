@@ -16,7 +16,7 @@ from cahl_core.environments.search import Limits, LocalBm25, SearchBackend, corp
 from cahl_core.errors import ConfigError, DataError, StageInputError
 from cahl_core.evaluation import qa_metrics as metrics
 from cahl_core.evaluation.core import Attempt, Emit, Item, ItemScore, Record, Solver
-from cahl_core.evaluation.judge import Case, Judge
+from cahl_core.evaluation.judge import INSTRUCTION, Case, Judge
 from cahl_core.evaluation.model_keys import reached_digest
 from cahl_core.evaluation.outcomes import efficiency
 from cahl_core.evaluation.qa_dialogue import answer_of, converse, results_of, runs_of, searches_of
@@ -261,7 +261,7 @@ def protocol(mode: Mapping[str, Any] | None, limits: Limits, judge: Judge | None
     }
     if judge is not None:
         texts["judge"] = (
-            f"{judge.model}, temperature 0: {judge.about()['instruction']} Exact matches are right and "
+            f"{judge.model} at {judge.url}, temperature 0: {INSTRUCTION} Exact matches are right and "
             "missing answers wrong without asking; unreadable verdicts are counted apart"
         )
     return texts

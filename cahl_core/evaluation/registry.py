@@ -26,9 +26,9 @@ ASKS = {
     "bfcl_v4_multi_turn": "calls over turns, judged by the simulators' state",
     "bfcl_v4_memory_kv": "answers from a key-value memory the model filled itself",
     "bfcl_v4_memory_rec_sum": "answers from a summary the model wrote itself",
-    "bfcl_v4_format_sensitivity": "200 items in 26 prompt formats; flat models only",
-    "bfcl_v3_official_prompt": "BFCL's own prompt and decoder, Python categories; flat models only",
-    "bfcl_v4_official_prompt": "BFCL's own prompt and decoder, Python categories; flat models only",
+    "bfcl_v4_format_sensitivity": "200 items in 26 prompt formats; not for planner and executor",
+    "bfcl_v3_official_prompt": "BFCL's own prompt and decoder, Python; not for planner and executor",
+    "bfcl_v4_official_prompt": "BFCL's own prompt and decoder, Python; not for planner and executor",
     "api_bank": "one call per dialogue (ToolRL's 597 items)",
     "bamboogle": "two-hop questions, with or without search",
     "hotpotqa": "two-hop questions, with or without search",
@@ -171,7 +171,8 @@ def _judge(root: Path, settings: Settings) -> Judge | None:
     from cahl_core.evaluation.judge import Judge
 
     kept = root / ".cahl/evaluate/judge.jsonl"
-    return Judge(judge.url, judge.model, kept, api_key=os.environ.get(judge.key_env))
+    named = judge.key_env if os.environ.get(judge.key_env) else None  # many judges need no key
+    return Judge(judge.url, judge.model, kept, key_env=named)
 
 
 def _chained(name: str) -> Callable[[Path, Settings], Benchmark]:

@@ -9,7 +9,7 @@ from typing import Any
 from cahl_core.config import Settings
 from cahl_core.evaluation import report, results_file
 from cahl_core.evaluation.bfcl.overall import combined
-from cahl_core.evaluation.dev import DevTasks
+from cahl_core.evaluation.core import OwnRollouts
 from cahl_core.evaluation.metrics import SEED
 from cahl_core.evaluation.model_keys import versions
 from cahl_core.evaluation.prompt_samples import prompts_of
@@ -39,7 +39,7 @@ def results_of(root: Path, settings: Settings, done: Evaluation) -> results_file
                 run.benchmark, run.attempts[0].item, model.form, _rendering(facts[label])
             )
             for name, run in done.runs[label].items()
-            if run.attempts and name != DevTasks.name
+            if run.attempts and not isinstance(run.benchmark, OwnRollouts)
         }
         for label, model in done.models.items()
     }

@@ -10,8 +10,7 @@ from typing import Any
 
 from cahl_core.config import Settings
 from cahl_core.errors import ConfigError
-from cahl_core.evaluation.core import Benchmark, Closes, Item, TextOnly
-from cahl_core.evaluation.dev import DevTasks
+from cahl_core.evaluation.core import Benchmark, Closes, Item, OwnRollouts, TextOnly
 from cahl_core.evaluation.harness import BenchmarkRun, evaluate
 from cahl_core.evaluation.models import Model, open_model, parse_models
 
@@ -73,7 +72,7 @@ def evaluate_all(
                     chosen[benchmark.name],
                     root / ".cahl/evaluate/records",
                     batch_size=wanted.batch_size,
-                    samples=1 if benchmark.name == DevTasks.name else wanted.samples,
+                    samples=1 if isinstance(benchmark, OwnRollouts) else wanted.samples,
                     seed=settings.seed if wanted.temperature else 0,
                 )
                 log(_line(spec.label, own[benchmark.name]))
@@ -90,7 +89,7 @@ def evaluate_all(
 
 def _left_out(model: Model, benchmark: Benchmark) -> str | None:
     """Why the model is not asked this benchmark, if it is not."""
-    if benchmark.name == DevTasks.name and model.spec.kind != "project":
+    if isinstance(benchmark, OwnRollouts) and model.spec.kind != "project":
         return "held-back tasks are rolled out with the project's own models"
     if isinstance(benchmark, TextOnly) and not model.completes:
         return "a planner and an executor answer no plain conversation"

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from cahl_core.config import ModelSettings
 from cahl_core.errors import ConfigError
-from cahl_core.protocol.prompts import calls_line
+from cahl_core.protocol.prompts import spoken_text
 from cahl_core.protocol.templates import Turn, conversation, token_ids
 from cahl_core.records import Message
 from cahl_core.roles import Role, roles_of
@@ -63,7 +63,7 @@ class LocalSolver(Agent):
         Raises:
             ConfigError: planner and executor are two models; neither answers whole conversations.
         """
-        role = self.text_role()
+        role = self._text_role()
         prompts = [
             token_ids(self.tokenizer, conversation(self.tokenizer, spoken(c)))
             for c in conversations
@@ -83,7 +83,7 @@ class LocalSolver(Agent):
                 texts[i] = samples[0].text
         return texts
 
-    def text_role(self) -> Role:
+    def _text_role(self) -> Role:
         """Whose weights answer plain conversations.
 
         Raises:
@@ -100,11 +100,4 @@ class LocalSolver(Agent):
 
 def spoken(messages: Sequence[Message]) -> list[Turn]:
     """A conversation as turns of text; calls of earlier turns are a line of it."""
-    turns = []
-    for message in messages:
-        calls = (
-            [calls_line([c.to_json() for c in message.tool_calls])] if message.tool_calls else []
-        )
-        content = "\n".join(filter(None, [message.content, *calls]))
-        turns.append({"role": message.role, "content": content})
-    return turns
+    return [{"role": m.role, "content": spoken_text(m)} for m in messages]

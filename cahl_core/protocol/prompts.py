@@ -141,7 +141,7 @@ def request_chat(
     system = [_system(instruction, listing)]
     turns: list[Turn] = []
     for message in messages:
-        content = cleaned(_spoken(message))
+        content = cleaned(spoken_text(message))
         if message.role == "system":
             system.append(content)
         elif message.role == "tool":
@@ -157,7 +157,8 @@ def calls_line(calls: Sequence[Mapping[str, Any]]) -> str:
     return "Calls: " + json.dumps(calls, ensure_ascii=False)
 
 
-def _spoken(message: Message) -> str:
+def spoken_text(message: Message) -> str:
+    """A turn in words; the calls it made are a line of it."""
     made = [calls_line([c.to_json() for c in message.tool_calls])] if message.tool_calls else []
     return "\n".join(filter(None, [message.content, *made]))
 

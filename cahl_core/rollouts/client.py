@@ -109,14 +109,7 @@ class OpenAIClient:
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         url = self.url + path
-        try:
-            response = self._session().request(method, url, json=body, timeout=self._timeout)
-        except (requests.ConnectionError, requests.Timeout) as error:
-            raise UnavailableError(f"{url}: {_network_reason(error)}") from error
-        except requests.exceptions.ChunkedEncodingError as error:
-            raise UnavailableError(f"{url}: the connection broke off during the answer") from error
-        except (requests.RequestException, ValueError) as error:
-            raise RefusedError(f"{url}: no request can be made: {error}") from error
+        response = send(self._session(), method, url, json=body, timeout=self._timeout)
         return _read(response, url)
 
     def _session(self) -> requests.Session:
@@ -128,6 +121,22 @@ class OpenAIClient:
             if self._key:
                 session.headers["Authorization"] = f"Bearer {self._key}"
         return session
+
+
+def send(session: requests.Session, method: str, url: str, **options: Any) -> requests.Response:
+    """One request, whatever its status.
+
+    Raises:
+        UnavailableError: no answer, or not the whole of one. RefusedError: it cannot be made at all.
+    """
+    try:
+        return session.request(method, url, **options)
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise UnavailableError(f"{url}: {_network_reason(error)}") from error
+    except requests.exceptions.ChunkedEncodingError as error:
+        raise UnavailableError(f"{url}: the connection broke off during the answer") from error
+    except (requests.RequestException, ValueError) as error:
+        raise RefusedError(f"{url}: no request can be made: {error}") from error
 
 
 def with_retries(
@@ -159,7 +168,7 @@ def _read(response: requests.Response, url: str) -> Any:
         message = _message(response)
         said = f"{url} answered {status}: {message}"
         if status in RETRIED:
-            raise UnavailableError(said, retry_after=_retry_after(response), status=status)
+            raise UnavailableError(said, retry_after=retry_after(response), status=status)
         raise RefusedError(said, _advice(status), status=status, message=message)
     try:
         return response.json()
@@ -181,7 +190,7 @@ def _message(response: requests.Response) -> str:
     return (body if isinstance(body, str) else str(body))[:SHOWN]
 
 
-def _retry_after(response: requests.Response) -> float | None:
+def retry_after(response: requests.Response) -> float | None:
     """Seconds; the form with a date is rare here and left to our own back-off."""
     try:
         return max(0.0, float(response.headers["Retry-After"]))

@@ -1,7 +1,8 @@
 """Who writes an agent's texts: the seam between the order of texts (`agent`) and how one is made.
 
 A writer makes the prompt of what it is asked for and has it completed: `EngineWriter` with an engine in
-this process, `evaluation.endpoint_writer` with a server's chat.
+this process, `evaluation.endpoint_agent.ChatWriter` and
+`evaluation.endpoint_native.NativeWriter` with a server's chat.
 """
 
 from __future__ import annotations

@@ -179,6 +179,11 @@ def test_the_code_of_a_benchmark_is_part_of_its_key() -> None:
     # imported, started as a worker, and loaded by the worker
     assert {"bfcl_turns.py", "bfcl_simulator_worker.py", "bfcl_official.py"} <= names
     assert "references.py" in names and "evaluate_config.py" not in names
+    found.clear()
+    model_keys._reach("cahl_core.evaluation.qa", found)
+    names = {p.name for p in found}
+    # better measures do not ask a model again
+    assert "search.py" in names and not names & {"qa_metrics.py", "judge.py", "backbone.py"}
 
 
 def test_draws_of_another_run_are_other_draws() -> None:

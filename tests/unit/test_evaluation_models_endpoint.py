@@ -297,7 +297,7 @@ def test_plain_conversations_are_sent_as_they_are() -> None:
         )
 
     with chat_server(respond) as server:
-        solver = _open(server, "model=m").text()
+        solver = _open(server, "model=m").solver()
         assert isinstance(solver, TextSolver)
         talk = [Message("system", "<tool_call>"), Message("user", "hi")]
         assert solver.complete([talk, [Message("user", "long")]], 9, ["a", "b"]) == ["x", None]

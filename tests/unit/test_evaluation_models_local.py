@@ -100,7 +100,7 @@ def test_temperature_and_seeds_reach_the_sampler(root: Path) -> None:
     def drawn(seeds: str, **evaluate: Any) -> list[str | None]:
         model = _open("base", root, _settings(**evaluate))
         asked = [task.messages] * len(seeds)
-        return model.text().complete(asked, 12, list(seeds))
+        return model.solver().complete(asked, 12, list(seeds))
 
     warm = drawn("aab")
     assert warm[0] == warm[1] != warm[2]
@@ -119,7 +119,7 @@ def test_a_flat_model_gets_the_flat_prompt_and_the_room_of_both_texts(root: Path
 
 def test_plain_conversations_are_answered_in_the_models_own_template(root: Path) -> None:
     model = _open("base", root, _settings(temperature=0.0))
-    solver = model.text()
+    solver = model.solver()
     assert isinstance(solver, TextSolver)
     talk = (Message("system", "Use <tool_call>."), Message("user", "Hi"))
     text, long, again = solver.complete([talk, [Message("user", "x" * 2000)], talk], 20, "abc")
@@ -135,8 +135,7 @@ def test_plain_conversations_are_answered_in_the_models_own_template(root: Path)
 
 def test_a_planner_with_an_executor_answers_no_plain_conversation(root: Path) -> None:
     model = _open("cahl", root)
-    with pytest.raises(ConfigError, match="neither was trained to answer"):
-        model.text()
+    assert not model.completes
     with pytest.raises(ConfigError, match="neither was trained to answer"):
         model.solver().complete([[Message("user", "Hi")]], 4, ["a"])
 
@@ -152,7 +151,6 @@ def test_usage_goes_on_counting_after_the_weights_are_freed(root: Path) -> None:
     assert model.usage() == before
     model.solver().run([Request(small_task(0).messages, small_task(0).tools)])
     assert model.usage()["prefilled_tokens"] == 2 * (before["prefilled_tokens"] or 0)
-    assert model.team() is model.team()
 
 
 # --- keys and facts ------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ def test_plain_conversations_get_the_texts_of_the_local_model(theirs: Theirs, ro
         for n in range(6)
     ]
     seeds = [str(n) for n in range(6)]
-    ours = open_model(parse_model("base"), _settings(), root).text().complete(talks, 12, seeds)
-    found = _behind(theirs, "native", root).text().complete(talks, 12, seeds)
+    ours = open_model(parse_model("base"), _settings(), root).solver().complete(talks, 12, seeds)
+    found = _behind(theirs, "native", root).solver().complete(talks, 12, seeds)
     assert found == ours
     assert len(set(ours)) > 1
 

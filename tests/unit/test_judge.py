@@ -32,13 +32,16 @@ def same_letters(asked: Asked) -> dict[str, Any]:
 
 
 def judge_of(url: str, folder: Path, **options: Any) -> Judge:
-    options = {"timeout": 2.0, "give_up_after": 1.0, **options}
+    options = {"timeout": 2, "give_up_after": 1, **options}
     return Judge(url, "m", folder / "cache/judge.jsonl", **options)
 
 
-def test_verdicts_come_in_order_with_temperature_zero(tmp_path: Path) -> None:
+def test_verdicts_come_in_order_with_temperature_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", "k")
     with json_server(same_letters) as server:
-        assert judge_of(server.url, tmp_path, api_key="k").verdicts(CASES) == [True, False]
+        assert judge_of(server.url, tmp_path, key_env="A_KEY").verdicts(CASES) == [True, False]
     assert {a.path for a in server.asked} == {"/v1/chat/completions"}
     assert all(a.body["temperature"] == 0 and a.body["model"] == "m" for a in server.asked)
     assert all(a.headers["Authorization"] == "Bearer k" for a in server.asked)
@@ -62,6 +65,13 @@ def test_another_judge_question_or_answer_is_another_case(tmp_path: Path) -> Non
         judge_of(server.url, tmp_path).verdicts(others)
         Judge(server.url, "other", tmp_path / "cache/judge.jsonl").verdicts([case])
         assert len(server.asked) == 5
+
+
+def test_a_reply_in_parts_or_with_half_a_character_is_read(tmp_path: Path) -> None:
+    for number, content in enumerate(([{"type": "text", "text": "Yes"}], "Yes \ud800")):
+        with json_server(lambda asked, said=content: chat(said)) as server:  # type: ignore[misc]
+            judge = judge_of(server.url, tmp_path / str(number))
+            assert judge.verdicts(CASES[:1]) == [True]
 
 
 @pytest.mark.parametrize("reply", ["Maybe", "", None, "Yes and no", "<think>Yes. So"])
