@@ -54,10 +54,10 @@ def whole_reference(value: Any) -> tuple[int, str] | None:
     ((2, 'items[0].id'), None)
     """
     match = REFERENCE.fullmatch(value) if isinstance(value, str) else None
-    return (_number(match[1]), match[2] or "") if match else None
+    return (number_of(match[1]), match[2] or "") if match else None
 
 
-def _number(digits: str) -> int:
+def number_of(digits: str) -> int:
     """Of digits that a model may have written: more of them than any index has are one large number."""
     return int(digits) if len(digits) < 10 else 10**9
 
@@ -96,7 +96,7 @@ def walk(value: Any, path: str) -> Any:
         index, key = match[1], match[2]
         if index is not None:
             items = value if isinstance(value, list) else []
-            value = items[_number(index)] if _number(index) < len(items) else MISSING
+            value = items[number_of(index)] if number_of(index) < len(items) else MISSING
         else:
             while isinstance(value, list):
                 value = value[0] if value else MISSING
@@ -195,7 +195,7 @@ def put(container: Any, path: str, value: Any) -> Any:
     {'a': [{'b': 2}]}
     """
     copied = copy.deepcopy(container)
-    steps = [_number(m[1]) if m[1] is not None else m[2] for m in STEP.finditer(path)]
+    steps = [number_of(m[1]) if m[1] is not None else m[2] for m in STEP.finditer(path)]
     target = copied
     for step in steps[:-1]:
         target = target[step]
@@ -248,7 +248,7 @@ def _put(cut: Any, full: Any, steps: list[tuple[str | None, str | None]]) -> Any
         return full
     index, key = steps[0]
     if isinstance(full, list):
-        position = _number(index) if index is not None else 0
+        position = number_of(index) if index is not None else 0
         rest = steps[1:] if index is not None else steps
         items = list(cut) if isinstance(cut, list) else []
         items += [_empty(item) for item in full[len(items) : position + 1]]

@@ -36,13 +36,11 @@ class MadeCall:
     """One call of a run.
 
     Attributes:
-        number: that references to it have: of its sub-task, in one text of the call, from 1.
         call: references replaced by results where these are known.
         compared: the same, references that are left naming gold calls.
         fault: why it does not fit its tool's schema, or ``None``.
     """
 
-    number: int
     call: ToolCall
     compared: ToolCall
     fault: str | None
@@ -81,7 +79,7 @@ def judge_run(result: AgentResult, task: ToolTask, rules: ValueSettings = EXACT)
         key = _key(compared, rules)
         if alone and key in classes:
             numbers[number] = classes[key]
-        made.append(MadeCall(number, call, compared, schema_fault(call, task.tools)))
+        made.append(MadeCall(call, compared, schema_fault(call, task.tools)))
     found = Counter(_key(m.compared, rules) for m in made) & open_
     matched = []
     for call in gold:

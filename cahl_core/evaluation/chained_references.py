@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cahl_core.datasets.references import REFERENCE, STEP, leaves
+from cahl_core.datasets.references import REFERENCE, STEP, leaves, number_of
 from cahl_core.evaluation.plan_graph import CallGraph
 from cahl_core.records import Plan, ToolCall
 
@@ -39,11 +39,7 @@ def references(value: Any) -> Iterator[tuple[str, int, str]]:
     for leaf, text in leaves(value):
         if isinstance(text, str):
             for match in REFERENCE.finditer(text):
-                yield leaf, _number(match[1]), path_form(match[2] or "")
-
-
-def _number(digits: str) -> int:
-    return int(digits) if len(digits) < 10 else 10**9
+                yield leaf, number_of(match[1]), path_form(match[2] or "")
 
 
 def renumbered(value: Any, numbers: Mapping[int, int] | None) -> Any:
@@ -63,7 +59,7 @@ def renumbered(value: Any, numbers: Mapping[int, int] | None) -> Any:
         return value
 
     def other(match: re.Match[str]) -> str:
-        number = _number(match[1])
+        number = number_of(match[1])
         new = number if numbers is None else numbers.get(number, NOWHERE)
         return f"$var{new}.{path_form(match[2] or '')}$"
 

@@ -19,7 +19,7 @@ from cahl_core.evaluation.chained_metrics import (
     judge_run,
 )
 from cahl_core.evaluation.chained_plans import pair, plan_verdicts
-from cahl_core.evaluation.core import Attempt, ItemScore, Record
+from cahl_core.evaluation.core import ItemScore, Record
 from cahl_core.explain import ArgumentVerdict, CallVerdict
 from cahl_core.files import dump_json
 from cahl_core.protocol.parsing import ParseFailure
@@ -60,9 +60,9 @@ def show(
         groups: of `ChainedCalls.measures`, of the same scores.
     """
     names = list(groups) if len(groups) > 2 else ["all"]
-    header = ["measure", *(f"{name} (n={groups[name]['n']})" for name in names)]
+    header = ["measure", *(f"{plain(name)} (n={groups[name]['n']})" for name in names)]
     rows = [[words, *(_cell(groups[g], key) for g in names)] for words, key in ROWS]
-    show_table(header, [r for r in rows if any(c != "–" for c in r[1:])], title)
+    show_table(header, [r for r in rows if any(c != "–" for c in r[1:])], plain(title))
     for line in [*failure_lines(scores), *notes]:
         print(line)
 
@@ -88,43 +88,6 @@ def failure_lines(scores: Sequence[ItemScore]) -> list[str]:
     if not failures:
         return []
     return ["not solved: " + ", ".join(f"{n} {kind}" for kind, n in failures.most_common())]
-
-
-def worst_and_best(scores: Sequence[ItemScore], count: int) -> tuple[list[int], list[int]]:
-    """Indices of up to ``count`` scores each, the worst first and the best first; none is in both.
-
-    By success, then free-running and teacher-forced steps, then the plan's graph distance and arguments;
-    equal ones in the order of their ids.
-    """
-
-    def value(index: int) -> tuple[float, ...]:
-        found = scores[index].scores
-        named = ("step_accuracy_free", "step_accuracy_forced", "plan_arguments")
-        parts = [found.get(name) or 0.0 for name in named]
-        return scores[index].correct, *parts[:2], -(found.get("plan_distance") or 0.0), parts[2]
-
-    order = sorted(range(len(scores)), key=lambda i: (value(i), scores[i].id))
-    if len(order) == 1 and count:
-        return ([], order) if scores[0].correct else (order, [])
-    count = min(count, len(order) // 2)
-    return order[:count], order[::-1][:count]
-
-
-def examples(
-    attempts: Sequence[Attempt],
-    records: Sequence[Record],
-    scores: Sequence[ItemScore],
-    count: int,
-    rules: ValueSettings = EXACT,
-) -> str:
-    """The worst and the best tasks as text."""
-    worst, best = worst_and_best(scores, count)
-    parts = []
-    for title, chosen in (("Worst", worst), ("Best", best)):
-        for number, i in enumerate(chosen, 1):
-            shown = example(attempts[i].item.data, records[i], rules)
-            parts.append(f"--- {title} {number} of {len(chosen)} ---\n{shown}")
-    return "\n\n".join(parts)
 
 
 # --- one task ------------------------------------------------------------------------------------

@@ -239,7 +239,7 @@ def _ids(
     if split != "test" and trained is None:
         raise StageInputError(
             f"{root / PREPARED} holds no training set, so it is not known what is held back",
-            "run: cahl prepare; or choose the split test, which is never trained on",
+            "run: cahl prepare; or --set evaluate.chained_split=test, which is never trained on",
         )
     if split == "not_trained":
         return None
@@ -262,7 +262,8 @@ def _require_some(name: str, split: Split, tasks: Sequence[ToolTask], aside: int
     others = " or ".join(s for s in ("held_back", "not_trained") if s != split)
     raise StageInputError(
         f"{name} has no record of the split '{split}' in data/raw/{name}",
-        f"mirrors leave the reserved test split out: fetch upstream's files, or choose {others}",
+        "mirrors leave the reserved test split out: fetch upstream's files, or set "
+        f"evaluate.chained_split to {others}",
     )
 
 

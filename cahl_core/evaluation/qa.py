@@ -186,6 +186,7 @@ class QuestionAnswering:
             "notes": [PUBLISHED.get(self.name, SUBSET), *self._corpus_notes()],
             "data": data,
             "counts": {self.name: len(self.tasks)},
+            "source": SETS[self.name].source,
             **({"recall": self.recall} if self.recall else {}),
         }
 

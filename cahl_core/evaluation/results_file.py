@@ -154,9 +154,6 @@ def _benchmark(
     }
 
 
-SOURCES = {"hotpotqa": "open_qa_eval", "2wiki": "open_qa_eval", "musique": "open_qa_eval"}
-
-
 def overlap(
     benchmark: str, contamination: Mapping[str, Any] | None, source: str | None = None
 ) -> dict[str, Any] | None:
@@ -168,7 +165,7 @@ def overlap(
     """
     if contamination is None:
         return None
-    wanted = _plain(source or SOURCES.get(benchmark, benchmark))
+    wanted = _plain(source or benchmark)
     for name, found in contamination["benchmarks"].items():
         if wanted == _plain(name) or wanted.startswith(_plain(name) + "_"):
             kept = ("questions", "exact", "ten_gram", "by_source", "tool_names_shared")

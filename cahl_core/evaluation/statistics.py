@@ -63,7 +63,11 @@ MEASURES: dict[str, Callable[[ItemScore], Part]] = {
     "completion_tokens_per_task": lambda s: (s.completion_tokens, 1),
     "tokens_per_task": lambda s: (s.prompt_tokens + s.completion_tokens, 1),
 }
-COUNTS = frozenset(name for name in MEASURES if name.endswith("_task"))  # no shares, may exceed 1
+# No shares, may exceed 1: measures per task, and these of the benchmarks' own scores.
+NO_SHARES = ("extra_calls", "searches", "reward", "executor_reward")
+COUNTS = frozenset(
+    [*(n for n in MEASURES if n.endswith("_task")), *(f"score {name}" for name in NO_SHARES)]
+)
 Items = dict[str, list[ItemScore]]  # samples by id of the item
 
 

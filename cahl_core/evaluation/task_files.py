@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cahl_core.config import PrepareSettings
+from cahl_core.datasets.adapters import CONVERTERS
 from cahl_core.datasets.contamination import normalise
 from cahl_core.datasets.raw import RawRecord, read_file
 from cahl_core.datasets.validation import TELLING
@@ -20,7 +21,6 @@ from cahl_core.datasets.validity import plain
 from cahl_core.errors import ConfigError, DataError
 from cahl_core.evaluation.file_form import readable_form, require_file
 from cahl_core.evaluation.task_records import (
-    CONVERTERS,
     FIXES,
     Finding,
     converted_records,

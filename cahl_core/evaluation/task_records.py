@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 
 from cahl_core.canonical import canonical
 from cahl_core.config import PrepareSettings
-from cahl_core.datasets.adapters import chat, nested, single
-from cahl_core.datasets.adapters.base import Convert, ReadLimits, Record, converted
-from cahl_core.datasets.adapters.tasks import convert as convert_task
+from cahl_core.datasets.adapters import CONVERTERS
+from cahl_core.datasets.adapters.base import ReadLimits, Record, converted
 from cahl_core.datasets.checks import RULES, Problem, check, parse
 from cahl_core.datasets.cut import cut, dialogue_problem, is_dialogue
 from cahl_core.datasets.raw import RawRecord
@@ -21,19 +20,6 @@ from cahl_core.datasets.references import resolve
 from cahl_core.datasets.validity import plain, without_control_characters
 from cahl_core.records import ToolTask
 
-CONVERTERS: dict[str, Convert] = {
-    "tool-tasks": convert_task,
-    "openai-messages": chat.openai_messages,
-    "sharegpt": chat.sharegpt,
-    "xlam": single.xlam,
-    "glaive": chat.glaive,
-    "toolace": chat.toolace,
-    "apigen-mt": chat.sharegpt,
-    "toolrl": single.toolrl,
-    "qa": single.qa,
-    "nestools": nested.nestools,
-    "mtu-bench": nested.mtu_bench,
-}
 CONVERSATIONS = ("openai-messages", "sharegpt", "glaive", "toolace", "apigen-mt")
 NO_LIMIT = 10**9
 # what to change, by rule; the rule's meaning is in `checks.RULES`

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cahl_core.config import PrepareSettings
-from cahl_core.datasets.adapters import READERS
+from cahl_core.datasets.adapters import CONVERTERS, READERS
 from cahl_core.datasets.checks import RULES
 from cahl_core.errors import CahlError, ConfigError, DataError
 from cahl_core.evaluation.chained import ChainedCalls
 from cahl_core.evaluation.task_files import TaskFile, read_tasks
-from cahl_core.evaluation.task_records import CONVERTERS, FIXES, FLAWS
+from cahl_core.evaluation.task_records import FIXES, FLAWS
 from tests.unit.chained_tasks import idle, solved, trip
 
 POISON = Path(__file__).parents[1] / "poison" / "records.jsonl"

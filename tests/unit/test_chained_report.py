@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from cahl_core.evaluation.chained_report import example, examples, show, worst_and_best
-from cahl_core.evaluation.core import ItemScore
+from cahl_core.evaluation.chained_report import example, show
 from cahl_core.records import Message, Plan, SubTask, ToolCall, ToolTask
 from tests.unit.chained_tasks import gold, idle, planning, solved, trip
 
@@ -104,29 +103,15 @@ def test_long_texts_are_cut_and_lines_stay_lines() -> None:
     assert "word⏎word" in shown
 
 
-def _score(name: str, correct: float, steps: float, distance: float = 0.0) -> ItemScore:
-    return ItemScore(
-        name, "c", correct, "calls",
-        scores={"step_accuracy_free": steps, "plan_distance": distance, "plan_arguments": None},
-    )  # fmt: skip
-
-
-def test_worst_and_best_never_share_a_task() -> None:
-    scores = [
-        _score("d", 1.0, 1.0), _score("a", 0.0, 0.5), _score("b", 0.0, 0.2, 0.1), _score("c", 0.0, 0.2, 0.9)
-    ]  # fmt: skip
-    assert worst_and_best(scores, 2) == ([3, 2], [0, 1])
-    assert worst_and_best(scores, 10) == ([3, 2], [0, 1])
-    assert worst_and_best(scores[:1], 3) == ([], [0])
-    assert worst_and_best(scores[1:2], 3) == ([0], [])
-    assert worst_and_best(scores, 0) == ([], [])
-    assert worst_and_best([], 3) == ([], [])
-
-
-def test_examples_are_the_worst_then_the_best() -> None:
-    _, attempts, records, scores = solved([trip(0), trip(1)], writer=_wrong)
-    shown = examples(attempts, records, scores, 1)
-    worst, best = shown.split("--- Best 1 of 1 ---")
-    assert worst.startswith("--- Worst 1 of 1 ---\ntask trip-1")
-    assert "task trip-0" in best
-    assert "calls: solved" in best
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_names_from_a_file_neither_steer_the_terminal_nor_are_markup(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, on_terminal: bool
+) -> None:
+    tasks = [replace(t, meta={**t.meta, "split": s}) for t, s in
+             ((trip(0), "x\x1b[2J[/b]"), (trip(1), "[y]"))]  # fmt: skip
+    benchmark, _, _, scores = solved(tasks)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: on_terminal, raising=False)
+    show("Tasks of [x]\x1b]0;t\x07.jsonl", benchmark.measures(scores), scores)
+    shown = capsys.readouterr().out
+    assert "\x1b[2J" not in shown and "\x1b]0" not in shown
+    assert "Tasks of [x]" in shown and "[/b]" in shown and "[y]" in shown

@@ -113,7 +113,7 @@ def test_without_a_training_set_only_what_needs_none_is_given(root: Path) -> Non
 
 def test_a_split_without_records_says_where_they_are(root: Path) -> None:
     write(root / "data" / "raw" / "toy" / "all.jsonl", [trip(0)])
-    with pytest.raises(StageInputError, match="or choose held_back or not_trained"):
+    with pytest.raises(StageInputError, match="chained_split to held_back or not_trained"):
         source_benchmark(root, settings(), "toy", split="test")
     with pytest.raises(StageInputError, match="does not exist"):
         (root / "data" / "raw" / "toy" / "all.jsonl").unlink()

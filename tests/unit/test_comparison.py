@@ -13,6 +13,7 @@ from cahl_core.evaluation import results_file
 from cahl_core.evaluation.comparison import Comparison, compare, compare_reports
 from cahl_core.evaluation.pairing import paired
 from cahl_core.evaluation.report.compared import blocks
+from cahl_core.evaluation.report.examples import FLIPS
 from cahl_core.evaluation.report.page import render_page
 
 BENCHMARKS = ("api_bank", "bamboogle")
@@ -201,7 +202,9 @@ def test_without_a_common_benchmark_nothing_is_compared(tmp_path: Path) -> None:
 
 
 def test_the_comparison_is_written_as_markdown_and_html(tmp_path: Path) -> None:
-    a, b = _pair(tmp_path, models=("cahl",))
+    written(tmp_path / "a", models=("sft",), benchmarks=BENCHMARKS, config=CONFIG, share=0.3)
+    a, b = tmp_path / "a", tmp_path / "b"
+    written(b, models=("cahl",), benchmarks=BENCHMARKS, config=CONFIG, share=0.3)
     text = compare_reports(a / "results.json", b, out=tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"compare.md", "compare.html"}
     markdown = (tmp_path / "out/compare.md").read_text(encoding="utf-8")
@@ -212,6 +215,8 @@ def test_the_comparison_is_written_as_markdown_and_html(tmp_path: Path) -> None:
     for found in (text, markdown, html):
         assert shown in found
         assert part.better[0].title in found
+    assert len(part.better) > FLIPS
+    assert all(fold.title in html for fold in [*part.better, *part.worse])
 
 
 def test_texts_of_models_stay_texts(tmp_path: Path) -> None:

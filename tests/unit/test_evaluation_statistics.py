@@ -307,6 +307,9 @@ def test_where_all_items_are_equal_the_interval_is_wilsons() -> None:
 def test_a_count_that_is_always_one_has_no_interval_of_a_share() -> None:
     calls = summarise(_scores([1, 0, 1, 0], attempted=1))["measures"]["calls_per_task"]
     assert (calls["value"], calls["low"], calls["method"]) == (1.0, None, "none")
+    for name, value, method in (("extra_calls", 1.0, "none"), ("covered", 1.0, "wilson")):
+        scores = _scores([1, 0, 1, 0], scores={name: value})
+        assert summarise(scores)["scores"][name]["method"] == method
 
 
 def test_nothing_was_observed_without_items() -> None:

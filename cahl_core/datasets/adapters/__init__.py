@@ -7,7 +7,14 @@ out). It judges nothing else: the rules of `cahl_core.datasets.checks` come afte
 
 from __future__ import annotations
 
-from cahl_core.datasets.adapters.base import Reader, ReadLimits, Record, malformed, per_record
+from cahl_core.datasets.adapters.base import (
+    Convert,
+    Reader,
+    ReadLimits,
+    Record,
+    malformed,
+    per_record,
+)
 from cahl_core.datasets.adapters.benchmarks import read_api_bank, read_tau_bench
 from cahl_core.datasets.adapters.chat import glaive, openai_messages, sharegpt, toolace
 from cahl_core.datasets.adapters.dialogues import read_sgd, read_taskmaster
@@ -16,25 +23,44 @@ from cahl_core.datasets.adapters.nestful import read_complexfuncbench, read_nest
 from cahl_core.datasets.adapters.single import qa, qa_id, toolrl, toolrl_id, xlam
 from cahl_core.datasets.adapters.tasks import convert as convert_task
 
+# Formats with one record per line or value, which can be read from any file.
+CONVERTERS: dict[str, Convert] = {
+    "openai-messages": openai_messages,
+    "sharegpt": sharegpt,
+    "toolace": toolace,
+    "xlam": xlam,
+    "glaive": glaive,
+    "apigen-mt": sharegpt,
+    "toolrl": toolrl,
+    "qa": qa,
+    "nestools": nestools,
+    "mtu-bench": mtu_bench,
+    "tool-tasks": convert_task,
+}
+_IDENTIFIED = {"toolrl": toolrl_id, "qa": qa_id}
 READERS: dict[str, Reader] = {
-    "openai-messages": per_record(openai_messages),
-    "sharegpt": per_record(sharegpt),
-    "toolace": per_record(toolace),
-    "xlam": per_record(xlam),
-    "glaive": per_record(glaive),
-    "apigen-mt": per_record(sharegpt),
-    "toolrl": per_record(toolrl, identify=toolrl_id),
+    **{
+        name: per_record(convert, identify=_IDENTIFIED[name])
+        if name in _IDENTIFIED
+        else per_record(convert)
+        for name, convert in CONVERTERS.items()
+    },
     "sgd": read_sgd,
     "taskmaster": read_taskmaster,
     "api-bank-raw": read_api_bank,
-    "qa": per_record(qa, identify=qa_id),
-    "nestools": per_record(nestools),
     "seal-tools": read_seal_tools,
-    "mtu-bench": per_record(mtu_bench),
     "tau-bench": read_tau_bench,
     "complexfuncbench": read_complexfuncbench,
     "nestful": read_nestful,
-    "tool-tasks": per_record(convert_task),
 }
 
-__all__ = ["READERS", "ReadLimits", "Reader", "Record", "malformed", "per_record"]
+__all__ = [
+    "CONVERTERS",
+    "READERS",
+    "Convert",
+    "ReadLimits",
+    "Reader",
+    "Record",
+    "malformed",
+    "per_record",
+]

@@ -268,12 +268,18 @@ def texts(results: Results, items: Items, name: str, models: Sequence[str]) -> l
     return blocks
 
 
-def changed(better: list[Fold], worse: list[Fold], one: str, other: str) -> list[Block]:
-    """Items that changed, both ways, the largest changes first."""
+def changed(
+    better: list[Fold], worse: list[Fold], one: str, other: str, most: int | None = examples.FLIPS
+) -> list[Block]:
+    """Items that changed, both ways, the largest changes first.
+
+    Args:
+        most: shown each way; ``None`` shows all.
+    """
     blocks: list[Block] = []
     for kind, folds in (("better", better), ("worse", worse)):
         if folds:
-            shown = folds[: examples.FLIPS]
+            shown = folds[:most]
             more = "" if len(shown) == len(folds) else f", {len(shown)} shown (all: items/)"
             title = f"{len(folds)} items on which {other} is {kind} than {one}{more}"
             blocks += [Heading(title, 3), Folds(shown, brief=1, searchable=True)]

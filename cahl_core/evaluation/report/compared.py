@@ -83,7 +83,7 @@ def _part(part: Compared) -> Iterator[Block]:
     yield _chart(found)
     yield Table(header, rows, strong=frozenset({len(rows) - 1}))
     yield _measures(found)
-    yield from changed(part.better, part.worse, *part.models)
+    yield from changed(part.better, part.worse, *part.models, most=None)
 
 
 def _chart(found: Mapping[str, Any]) -> Chart:
@@ -98,15 +98,8 @@ def _chart(found: Mapping[str, Any]) -> Chart:
 
 
 def _measures(found: Mapping[str, Any]) -> Table:
-    rows = []
-    for name, (heading, kind) in MEASURES.items():
-        own = found["measures"][name]
-        scaled = (
-            own if kind == "percent" else {k: _hundredth(own[k]) for k in ("value", "low", "high")}
-        )
-        rows.append([heading, signed(scaled)])
+    rows = [
+        [heading, signed(found["measures"][name], kind)]
+        for name, (heading, kind) in MEASURES.items()
+    ]
     return Table(["measure", "difference"], rows, caption="Other measures, in their own unit")
-
-
-def _hundredth(value: float | None) -> float | None:
-    return None if value is None else value / 100

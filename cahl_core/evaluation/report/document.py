@@ -126,7 +126,7 @@ def _markdown(block: Block) -> str:
         case Folds(items, brief):
             shown = "\n\n".join(_fold(item) for item in items[:brief])
             left = len(items) - brief
-            return shown + (f"\n\n{left} more in report.html and items/." if left > 0 else "")
+            return shown + (f"\n\n{left} more in the HTML page." if left > 0 else "")
         case Chart():
             return ""
 

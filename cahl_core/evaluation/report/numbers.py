@@ -75,20 +75,23 @@ def with_interval(found: Mapping[str, Any], kind: str = "percent") -> str:
     return f"{written(found['value'], kind)}{mark} [{bounds if found['low'] is not None else DASH}]"
 
 
-def signed(found: Mapping[str, Any]) -> str:
-    """A difference in points; * where the interval leaves out 0.
+def signed(found: Mapping[str, Any], kind: str = "percent") -> str:
+    """A difference, of shares in points; * where the interval leaves out 0.
 
     >>> signed({"value": 0.05, "low": 0.01, "high": 0.09, "method": "bootstrap"})
     '+5.0* [+1.0, +9.0]'
     """
     if found["value"] is None:
         return DASH
-    if found["low"] is None:
-        return f"{100 * found['value']:+.1f} [{DASH}]"
-    mark = "*" if found["low"] > 0 or found["high"] < 0 else ""
-    return (
-        f"{100 * found['value']:+.1f}{mark} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+    scale, digits = {"percent": (100, 1), "number": (1, 2), "count": (1, 0)}[kind]
+    value, low, high = (
+        None if found[k] is None else f"{scale * found[k]:+.{digits}f}"
+        for k in ("value", "low", "high")
     )
+    if low is None:
+        return f"{value} [{DASH}]"
+    mark = "*" if found["low"] > 0 or found["high"] < 0 else ""
+    return f"{value}{mark} [{low}, {high}]"
 
 
 def p_value(value: float | None) -> str:
