@@ -1,5 +1,6 @@
 # make help lists the targets. Variables worth knowing: PYTHON, DAGSTER_PORT, MLFLOW_PORT,
-# PIP_FIND_LINKS (a folder of wheels), TORCH_BACKEND (auto, cpu, cu128, …), CAHL_MIRROR.
+# PIP_FIND_LINKS (a folder of wheels), TORCH_BACKEND (auto, cpu, cu128, …), CAHL_MIRROR,
+# TEST_WORKERS (processes that test side by side).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -12,6 +13,7 @@ DAGSTER_PORT ?= 3000
 MLFLOW_PORT ?= 5000
 TORCH_BACKEND ?= auto
 PIP_FIND_LINKS ?=
+TEST_WORKERS ?= 2
 
 export DAGSTER_PORT MLFLOW_PORT
 # Where it is set, every stage would compile torch, transformers and mlflow again.
@@ -39,7 +41,7 @@ test: $(STAMP) ## lint, types and all tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 ui: $(STAMP) ## Dagster and MLflow in the browser; Ctrl-C ends both
 	@$(BIN)/python -m pipelines.ui

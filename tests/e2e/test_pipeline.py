@@ -61,10 +61,12 @@ print(json.dumps(model.predict(asked), default=str))
 
 
 def _run(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    kept = {"OMP_NUM_THREADS"} if "PYTEST_XDIST_WORKER" in os.environ else set()
     environment = {
         k: v
         for k, v in os.environ.items()
-        if k not in ("DAGSTER_HOME", "MLFLOW_TRACKING_URI", "CAHL_ROOT", "OMP_NUM_THREADS")
+        if k in kept
+        or k not in ("DAGSTER_HOME", "MLFLOW_TRACKING_URI", "CAHL_ROOT", "OMP_NUM_THREADS")
     }
     environment |= {"CAHL_PYTHON": sys.executable, "PYTHONPATH": str(project), "DVC_TEST": "1"}
     return subprocess.run(
