@@ -94,12 +94,12 @@ def measure(arm: Ours, options: argparse.Namespace) -> dict[str, Any]:
         return machine_limits(weights, [*layers, head], dtype=dtype)
 
     before = limits()
-    _generate(arm, options.tokens), _update(arm)  # the first calls compile kernels
+    generate(arm, options.tokens), update_once(arm)  # the first calls compile kernels
     times: dict[str, list[float]] = defaultdict(list)
     for _ in range(options.repeats):  # interleaved, so that a busy moment meets all of them
-        times["one_token"].append(_timed(lambda: _generate(arm, 1)))
-        times["all_tokens"].append(_timed(lambda: _generate(arm, options.tokens)))
-        times["update"].append(_timed(lambda: _update(arm)))
+        times["one_token"].append(timed(lambda: generate(arm, 1)))
+        times["all_tokens"].append(timed(lambda: generate(arm, options.tokens)))
+        times["update"].append(timed(lambda: update_once(arm)))
     after = limits()
     peaks = {name: max(value, after[name]) for name, value in before.items()}
     return {
@@ -173,14 +173,14 @@ def _flops(arm: Ours, options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def _generate(arm: Ours, tokens: int) -> list[Any]:
+def generate(arm: Ours, tokens: int) -> list[Any]:
     batch = batches(arm.point, arm.vocabulary, 0)["executor"]
     return arm.engine.generate(
         batch.prompts, "executor", samples=batch.samples, max_tokens=tokens, temperature=1.0
     )
 
 
-def _update(arm: Ours) -> None:
+def update_once(arm: Ours) -> None:
     batch = batches(arm.point, arm.vocabulary, 0)["executor"]
     generator = torch.Generator().manual_seed(0)
     samples = []
@@ -193,7 +193,7 @@ def _update(arm: Ours) -> None:
     update({"executor": samples}, arm.trainees, arm.settings, 0, arm.workers, 10**6)
 
 
-def _timed(run: Any) -> float:
+def timed(run: Any) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -206,8 +206,8 @@ def _timed(run: Any) -> float:
 def _profile_decoding(arm: Ours, options: argparse.Namespace) -> dict[str, Any]:
     """Per token, a run of one token taken off a run of all."""
     whole, first = (
-        _profiled(lambda: _generate(arm, options.tokens)),
-        _profiled(lambda: _generate(arm, 1)),
+        _profiled(lambda: generate(arm, options.tokens)),
+        _profiled(lambda: generate(arm, 1)),
     )
     steps = options.tokens - 1
     wall = (whole["wall"] - first["wall"]) / steps
@@ -220,7 +220,7 @@ def _profile_decoding(arm: Ours, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _profile_update(arm: Ours) -> dict[str, Any]:
-    found = _profiled(lambda: _update(arm))
+    found = _profiled(lambda: update_once(arm))
     return _classes(found["wall"], found["operations"])
 
 
@@ -229,7 +229,7 @@ def _profiled(run: Any) -> dict[str, Any]:
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] * cuda
     with torch.profiler.profile(activities=kinds, acc_events=True) as profile:
-        wall = _timed(run)
+        wall = timed(run)
     operations: dict[str, float] = defaultdict(float)
     for event in profile.key_averages():
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total

@@ -18,7 +18,7 @@ from cahl_core.evaluation.results import results_of, write_report
 from cahl_core.evaluation.running import Evaluation, closing, evaluate_all
 from cahl_core.lineage import git_state
 
-REPORT = frozenset({"results.json", "report.md", "report.html", "items"})
+REPORT = frozenset({"results.json", "report.md", "report.html", "items", "timing.json"})
 
 
 def on_demand(

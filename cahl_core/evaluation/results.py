@@ -14,7 +14,7 @@ from cahl_core.evaluation.metrics import SEED
 from cahl_core.evaluation.model_keys import versions
 from cahl_core.evaluation.prompt_samples import prompts_of
 from cahl_core.evaluation.running import Evaluation
-from cahl_core.files import atomic_dir, read_json
+from cahl_core.files import atomic_dir, read_json, write_json
 
 CONTAMINATION = Path("reports/data/contamination.json")
 NATIVE = {
@@ -73,7 +73,11 @@ def write_report(
     done: Evaluation,
     timing: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the whole directory, or leaves what was there."""
+    """Writes the whole directory, or leaves what was there.
+
+    Args:
+        timing: `Evaluation.timing`, for a directory that may differ from run to run; also in timing.json.
+    """
     items = {
         model: {
             name: [
@@ -89,3 +93,5 @@ def write_report(
     with atomic_dir(folder) as temporary:
         results_file.write(temporary, results, items)
         report.write(temporary, results, items, timing)
+        if timing is not None:
+            write_json(temporary / "timing.json", timing)

@@ -211,6 +211,25 @@ def test_a_report_replaces_reports_only(tmp_path: Path) -> None:
         check_replaceable(folder)
 
 
+def test_an_evaluation_on_demand_says_what_it_took_and_may_be_written_again(
+    built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cahl_core.evaluation.on_demand import on_demand
+    from cahl_core.evaluation.registry import benchmarks_of
+
+    settings = _settings()
+    evaluate = settings.evaluate.model_copy(
+        update={"models": ("base",), "benchmarks": ("bfcl_v3",)}
+    )
+    settings = settings.model_copy(update={"evaluate": evaluate})
+    for asked in (3, 0):  # the second time everything is in the store
+        benchmarks = benchmarks_of(built, settings)
+        folder = on_demand(built, settings, benchmarks, built / "mine", limit=3)
+        timing = json.loads((folder / "timing.json").read_text())
+        assert timing["base"]["bfcl_v3"]["attempts"] == asked
+    assert "report.html" in capsys.readouterr().out
+
+
 def test_a_failing_checker_writes_no_score(built: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree((built / "data/raw/bfcl-v3").resolve(), broken)
