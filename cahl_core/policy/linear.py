@@ -1,11 +1,13 @@
 """Linear layers of frozen weights for inference, in the layout their processor multiplies fastest.
 
-On CPUs that multiply in bfloat16 a weight is laid out once, when it is set, instead of at every call,
-and activation, product or sum with a second operand happen in the same pass. Everywhere else the
-layers are PyTorch's own.
+On x86 CPUs a weight is laid out once, when it is set, instead of at every call; in bfloat16, where the
+processor multiplies in it, activation, product or sum with a second operand also happen in the same
+pass. Everywhere else the layers are PyTorch's own.
 """
 
 from __future__ import annotations
+
+import platform
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,8 @@ class FrozenLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.bias = bias
         self.packed = packs(weight)
+        # in float32 oneDNN's fused passes are no faster, its swish slower than PyTorch's
+        self.fuses = self.packed and weight.dtype == torch.bfloat16
         self.weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
             if self.packed
@@ -36,19 +40,19 @@ class FrozenLinear:
 
     def silu(self, x: Tensor) -> Tensor:
         """silu(x Wᵀ + bias)."""
-        if self.packed:
+        if self.fuses:
             return self._pointwise(x, "swish")
-        return nn.functional.silu(nn.functional.linear(x, self.weight, self.bias))
+        return nn.functional.silu(self(x))
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """(x Wᵀ + bias) · other, element by element."""
-        if self.packed:
+        if self.fuses:
             return self._binary(x, other, "mul")
-        return nn.functional.linear(x, self.weight, self.bias).mul_(other)
+        return self(x).mul_(other)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """x Wᵀ + bias + other."""
-        if self.packed and len(x) >= FEW_ROWS:
+        if self.fuses and len(x) >= FEW_ROWS:
             return self._binary(x, other, "add")
         return self(x).add_(other)
 
@@ -66,11 +70,11 @@ class FrozenLinear:
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether oneDNN's prepacked layout serves this weight: bfloat16 on a CPU that has it."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
+    """Whether oneDNN's prepacked layout serves this weight: on a CPU that multiplies in its dtype."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    if weight.dtype == torch.float32:
+        return platform.machine().lower() in ("x86_64", "amd64")
+    return weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
