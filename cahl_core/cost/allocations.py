@@ -34,16 +34,15 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         for tensor in _tensors((args, kwargs)):
-            self._known.setdefault(tensor.untyped_storage(), 0)
+            self._known.setdefault(_memory(tensor)[0], 0)
         out = func(*args, **kwargs)
         for tensor in _tensors(out):
-            self._made(tensor.untyped_storage())
+            self._made(*_memory(tensor))
         return out
 
-    def _made(self, storage: torch.UntypedStorage) -> None:
+    def _made(self, storage: torch.UntypedStorage | torch.Tensor, size: int) -> None:
         if storage in self._known:
             return
-        size = storage.nbytes()
         self._known[storage] = size
         self.alive += size
         self.peak = max(self.peak, self.alive)
@@ -51,6 +50,14 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _freed(self, size: int) -> None:
         self.alive -= size
+
+
+def _memory(tensor: torch.Tensor) -> tuple[torch.UntypedStorage | torch.Tensor, int]:
+    """What lives as long as a tensor's memory, and its bytes; oneDNN's layouts have no storage."""
+    if tensor.is_mkldnn:
+        return tensor, tensor.numel() * tensor.element_size()
+    storage = tensor.untyped_storage()
+    return storage, storage.nbytes()
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
