@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from cahl_core.config import LoraSettings, ModelSettings
@@ -17,7 +21,13 @@ from cahl_core.policy.decoder import DecodingModel, FusedRunner, ModuleRunner, d
 from cahl_core.policy.engine import Engine
 from cahl_core.policy.linear import FrozenLinear, packs
 from cahl_core.policy.packing import pack
-from cahl_core.policy.prefix_state import PrefixState, attend_cpu, attend_static
+from cahl_core.policy.prefix_state import (
+    CALL,
+    PrefixState,
+    attend_cpu,
+    attend_static,
+    runs_of,
+)
 from tests.parity.architectures import make_architecture, make_config
 
 FUSED = ("llama", "qwen2", "qwen3")
@@ -127,7 +137,7 @@ def test_frozen_linear_layers_compute_their_products(dtype: torch.dtype, rows: i
 
 
 @pytest.mark.parametrize("attend", [attend_cpu, attend_static])
-@pytest.mark.parametrize("lengths", [[5, 64, 30], [64]])
+@pytest.mark.parametrize("lengths", [[5, 64, 30], [64], [5, 9, 1300, 1200, 30, 700]])
 def test_both_parts_of_the_attention_add_up_to_the_whole(
     attend: object, lengths: list[int]
 ) -> None:
@@ -153,6 +163,31 @@ def test_both_parts_of_the_attention_add_up_to_the_whole(
             weights = torch.softmax(torch.einsum("ghd,hld->ghl", query[row], keys) * 0.3, dim=2)
             expected = torch.einsum("ghl,hld->ghd", weights, values).flatten()
             torch.testing.assert_close(out[row], expected, atol=2e-6, rtol=1e-5)
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=7))
+def test_runs_of_prompts_are_the_cheapest_cut(lengths: list[int]) -> None:
+    def cost(cut: Sequence[tuple[int, int]]) -> int:
+        return sum(max(lengths[a:b]) * (b - a) + CALL for a, b in cut)
+
+    places = range(1, len(lengths))
+    cuts = [
+        list(pairwise((0, *inner, len(lengths))))
+        for n in range(len(lengths))
+        for inner in combinations(places, n)
+    ]
+    found = runs_of(lengths)
+    assert [(a, b) for a, b, _ in found] in cuts
+    assert all(longest == max(lengths[a:b]) for a, b, longest in found)
+    assert cost([(a, b) for a, b, _ in found]) == min(map(cost, cuts))
+
+
+def test_prompts_that_stay_are_cut_anew() -> None:
+    lengths = [10, 1000, 1010, 4000]
+    state = PrefixState.empty(lengths, 1, 4, torch.device("cpu"), torch.float32)
+    assert state.runs == [(0, 1, 10), (1, 3, 1010), (3, 4, 4000)]
+    state.select([0, 2], torch.tensor([0, 2]))
+    assert state.runs == [(0, 1, 10), (1, 2, 1010)]
 
 
 # --- out of memory --------------------------------------------------------------------------------
