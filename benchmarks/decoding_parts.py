@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/decoding_parts.py [--threads N]
 
 Products: all of SmolLM2-135M's layers and its head, `FrozenLinear` against `torch.nn.functional.linear`.
-Attention: one layer over 64 prompts whose lengths differ as BFCL's do, in runs of similar length
+Attention: one layer over 64 prompts of unlike lengths (lognormal), in runs of similar length
 (`prefix_state.runs_of`) against one run padded to the longest. Best of ``--repeats`` in turn; writes
 benchmarks/results/decoding_parts.json. Random weights: nothing has to be fetched.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from cahl_core.files import write_json
-from cahl_core.policy.linear import FrozenLinear
-from cahl_core.policy.prefix_state import PrefixState, attend_cpu
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks/versus_trl"))
+
+from record import provenance  # noqa: E402
+
+from cahl_core.files import write_json  # noqa: E402
+from cahl_core.policy.linear import FrozenLinear  # noqa: E402
+from cahl_core.policy.prefix_state import PrefixState, attend_cpu  # noqa: E402
+
 LAYERS, HIDDEN, INNER, VOCABULARY, HEADS, GROUPS, WIDTH = 30, 576, 1536, 49152, 3, 3, 64
 SHAPES = ((960, HIDDEN), (HIDDEN, HIDDEN), (INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER))
 
@@ -41,8 +45,7 @@ def main() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         result: dict[str, Any] = {
-            "processor": platform.processor() or platform.machine(),
-            "threads": options.threads,
+            **provenance(options.threads),
             "torch": torch.__version__,
             "products_ms": {rows: _products(rows, options.repeats) for rows in (1, 8, 64, 256)},
             "attention_ms": _attention(options.repeats),

@@ -11,16 +11,26 @@ between two comments that name it.
 from __future__ import annotations
 
 import argparse
-import platform
-import re
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cahl_core.evaluation.report.numbers import evaluated, p_value, signed, with_interval
-from cahl_core.files import read_json, write_json
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks/versus_trl"))
+
+from pages import fill  # noqa: E402
+from record import processor  # noqa: E402
+
+from cahl_core.evaluation.report.numbers import (  # noqa: E402
+    evaluated,
+    p_value,
+    signed,
+    with_interval,
+)
+from cahl_core.files import read_json, write_json  # noqa: E402
+
 KEPT = ROOT / "benchmarks/results/evaluation.json"
 MEASURES = {
     "plan_validity": "plan validity %",
@@ -41,12 +51,12 @@ def main() -> None:
         results = read_json(options.directory / "results.json")
         results.pop("prompts")
         results["timing"] = read_json(options.directory / "timing.json")
-        results["processor"] = _processor()
+        results["processor"] = f"{os.cpu_count()} × {processor()}"
         write_json(KEPT, results)
     kept = read_json(KEPT)
     text = options.docs.read_text(encoding="utf-8")
     for name, lines in (("scores", scores(kept)), ("paired", paired(kept)), ("time", time(kept))):
-        text = _fill(text, name, lines)
+        text = fill(text, name, lines)
     options.docs.write_text(text, encoding="utf-8")
 
 
@@ -110,12 +120,6 @@ def time(results: Json) -> Iterator[str]:
             )
 
 
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} × {names[0]}" if names else platform.processor()
-
-
 def _versions(results: Json) -> str:
     return ", ".join(f"{name} {results['versions'][name]}" for name in ("torch", "transformers"))
 
@@ -127,12 +131,6 @@ def _head(names: list[str]) -> Iterator[str]:
 
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _fill(text: str, name: str, lines: Iterable[str]) -> str:
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    body = "\n".join(lines)
-    return pattern.sub(lambda m: f"{m[1]}{body}\n{m[2]}", text)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ whose result file is missing says which command makes it. Plots: performance_plo
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pages import fill
 from performance_plots import plot_scaling, plot_steps
 
 from cahl_core.files import read_json
@@ -40,7 +40,7 @@ def main() -> None:
     text = options.docs.read_text(encoding="utf-8")
     for name, (table, source) in TABLES.items():
         result = {"versus": versus, "scaling": scaling, "profile": profile}[source]
-        text = _fill(text, name, table(result) if result else [_missing(source)])
+        text = fill(text, name, table(result) if result else [_missing(source)])
     options.docs.write_text(text, encoding="utf-8")
     images = options.docs.parent / "images"
     if versus.get("points"):
@@ -60,12 +60,6 @@ def _missing(source: str) -> str:
         "profile": "profile_step.py",
     }[source]
     return f"*Not measured yet: `.venv/bin/python benchmarks/{command}`.*"
-
-
-def _fill(text: str, name: str, lines: Iterable[str]) -> str:
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    body = "\n".join(lines)
-    return pattern.sub(lambda m: f"{m[1]}{body}\n{m[2]}", text)
 
 
 def summary(arm: Json) -> Json | None:

@@ -27,10 +27,10 @@ def provenance(threads: int) -> dict[str, Any]:
     return {
         "commit": git("rev-parse", "--short", "HEAD"),
         "modified": bool(git("status", "--porcelain", "--untracked-files=no", "cahl_core")),
-        "command": " ".join(["benchmarks/versus_trl/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([os.path.relpath(Path(sys.argv[0]).resolve(), ROOT), *sys.argv[1:]]),
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "threads": threads,
             "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -39,7 +39,8 @@ def provenance(threads: int) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, or its architecture where the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -40,9 +40,7 @@ CONVERTERS: dict[str, Convert] = {
 _IDENTIFIED = {"toolrl": toolrl_id, "qa": qa_id}
 READERS: dict[str, Reader] = {
     **{
-        name: per_record(convert, identify=_IDENTIFIED[name])
-        if name in _IDENTIFIED
-        else per_record(convert)
+        name: per_record(convert, identify=_IDENTIFIED.get(name))
         for name, convert in CONVERTERS.items()
     },
     "sgd": read_sgd,
