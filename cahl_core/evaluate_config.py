@@ -16,6 +16,9 @@ BENCHMARKS = (
 )  # fmt: skip
 
 
+Split = Literal["held_back", "test", "dev", "not_trained", "all"]
+
+
 class SearchSettings(Section):
     """How questions are searched for (Bamboogle, HotpotQA, 2Wiki, MuSiQue)."""
 
@@ -80,7 +83,7 @@ class EvaluateSettings(Section):
     dev_tasks: Natural = Field(32, description="prepared dev tasks for reward and validity")
     batch_size: Positive = Field(64, description="attempts that are decoded together")
     checker_timeout: Positive = Field(300, description="seconds for one request to a checker")
-    chained_split: Literal["held_back", "test", "dev", "not_trained", "all"] = Field(
+    chained_split: Split = Field(
         "not_trained", description="records of complexfuncbench and nestful that are evaluated"
     )
     search: SearchSettings = SearchSettings()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from cahl_core.config import PrepareSettings, Settings
 from cahl_core.datasets.contamination import EXACT_WORDS, normalise
@@ -17,7 +17,8 @@ from cahl_core.datasets.intake import read_held_out, read_source
 from cahl_core.datasets.raw import read_raw
 from cahl_core.datasets.sources import load_sources, pick
 from cahl_core.datasets.validity import plain
-from cahl_core.errors import ConfigError, DataError, StageInputError
+from cahl_core.errors import DataError, StageInputError
+from cahl_core.evaluate_config import Split
 from cahl_core.evaluation.chained import ChainedCalls
 from cahl_core.evaluation.task_files import TaskFile, findings_notes, read_tasks, stem
 from cahl_core.evaluation.task_records import judged
@@ -25,8 +26,6 @@ from cahl_core.files import digest, sha256
 from cahl_core.records import ToolTask
 
 PREPARED = Path("data") / "prepared"
-Split = Literal["held_back", "test", "dev", "not_trained", "all"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 TITLES = {"complexfuncbench": "ComplexFuncBench", "nestful": "NESTFUL v1"}
 WORDS = {
     "held_back": "held back from training: the reserved test split and the dev split",
@@ -184,21 +183,20 @@ def source_benchmark(
     settings: Settings,
     name: str,
     *,
-    split: Split = "not_trained",
     forced: bool = True,
 ) -> TaskBenchmark:
-    """ComplexFuncBench or NESTFUL as fetched into ``data/raw``, the records of one split.
+    """ComplexFuncBench or NESTFUL as fetched into ``data/raw``: records of ``evaluate.chained_split``.
+
+    Records that were trained on are only in the split ``all``.
 
     Args:
         name: ``complexfuncbench`` or ``nestful``.
-        split: one of `SPLITS`. Records that were trained on are only in ``all``.
 
     Raises:
-        ConfigError: no such split. StageInputError: the source is not fetched, or nothing is prepared.
+        StageInputError: the source is not fetched, or nothing is prepared.
         DataError: no record of the split can be scored, or one of a held-back split was trained on.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"{name} has no split '{split}'", f"splits: {', '.join(SPLITS)}")
+    split = settings.evaluate.chained_split
     trained = Trained.read(root, settings.prepare)
     ids = _ids(root, settings, name, split, trained)
     whole = settings.prepare.model_copy(update={"max_records": None})

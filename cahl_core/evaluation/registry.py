@@ -179,7 +179,7 @@ def _chained(name: str) -> Callable[[Path, Settings], Benchmark]:
     def make(root: Path, settings: Settings) -> Benchmark:
         from cahl_core.evaluation.chained_sources import source_benchmark
 
-        return source_benchmark(root, settings, name, split=settings.evaluate.chained_split)
+        return source_benchmark(root, settings, name)
 
     return make
 

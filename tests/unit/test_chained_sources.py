@@ -12,8 +12,6 @@ import pytest
 from cahl_core.config import Settings, validate
 from cahl_core.errors import ConfigError, DataError, StageInputError
 from cahl_core.evaluation.chained_sources import (
-    SPLITS,
-    Split,
     Trained,
     file_benchmark,
     request_key,
@@ -46,8 +44,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def settings(**changes: Any) -> Settings:
-    return validate(changes)
+def settings(split: str = "not_trained", **changes: Any) -> Settings:
+    return validate(changes | {"evaluate": {"chained_split": split}})
 
 
 @pytest.mark.parametrize(
@@ -60,8 +58,8 @@ def settings(**changes: Any) -> Settings:
         ("all", [0, 1, 2, 3, 4]),
     ],
 )
-def test_each_split_has_its_records(root: Path, split: Split, ids: list[int]) -> None:
-    found = source_benchmark(root, settings(), "toy", split=split)
+def test_each_split_has_its_records(root: Path, split: str, ids: list[int]) -> None:
+    found = source_benchmark(root, settings(split), "toy")
     assert [item.id for item in found.items()] == [f"trip-{i}" for i in ids]
     assert found.name == "toy"
     about = found.about()
@@ -77,27 +75,27 @@ def test_each_split_has_its_records(root: Path, split: Split, ids: list[int]) ->
 
 
 def test_records_for_training_are_not_thinned_out_here(root: Path) -> None:
-    found = source_benchmark(root, settings(prepare={"max_records": 1}), "toy", split="all")
+    found = source_benchmark(root, settings("all", prepare={"max_records": 1}), "toy")
     assert len(found.items()) == 5
 
 
-def test_an_unknown_split_names_the_known_ones(root: Path) -> None:
-    with pytest.raises(ConfigError, match="held_back, test, dev, not_trained, all"):
-        source_benchmark(root, settings(), "toy", split="train")  # type: ignore[arg-type]
-    assert len(SPLITS) == 5
+def test_an_unknown_split_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="'held_back', 'test', 'dev', 'not_trained' or 'all'"):
+        settings("train")
+    assert validate({}).evaluate.chained_split == "not_trained"
 
 
 def test_a_held_back_record_that_was_trained_on_is_refused(root: Path) -> None:
     write(root / "data" / "prepared" / "train.jsonl", [trip(0), trip(3)])
     with pytest.raises(DataError, match=r"CONTAMINATED: 1 of 1 requests.*trip-3"):
-        source_benchmark(root, settings(), "toy", split="test")
+        source_benchmark(root, settings("test"), "toy")
 
 
 def test_a_record_counts_as_trained_if_a_training_task_was_derived_from_it(root: Path) -> None:
     derived = trip(77)
     derived = replace(derived, id="trip-4--x", meta={**derived.meta, "derived_from": "trip-4"})
     write(root / "data" / "prepared" / "train.jsonl", [derived])
-    found = source_benchmark(root, settings(), "toy", split="not_trained")
+    found = source_benchmark(root, settings("not_trained"), "toy")
     assert "trip-4" not in [item.id for item in found.items()]
 
 
@@ -105,20 +103,20 @@ def test_without_a_training_set_only_what_needs_none_is_given(root: Path) -> Non
     (root / "data" / "prepared" / "train.jsonl").unlink()
     for split in ("dev", "held_back", "not_trained"):
         with pytest.raises(StageInputError, match="cahl prepare"):
-            source_benchmark(root, settings(), "toy", split=split)  # type: ignore[arg-type]
+            source_benchmark(root, settings(split), "toy")
     for split in ("test", "all"):
-        found = source_benchmark(root, settings(), "toy", split=split)  # type: ignore[arg-type]
+        found = source_benchmark(root, settings(split), "toy")
         assert "NOT CHECKED" in found.about()["training_overlap"]["line"]
 
 
 def test_a_split_without_records_says_where_they_are(root: Path) -> None:
     write(root / "data" / "raw" / "toy" / "all.jsonl", [trip(0)])
     with pytest.raises(StageInputError, match="chained_split to held_back or not_trained"):
-        source_benchmark(root, settings(), "toy", split="test")
+        source_benchmark(root, settings("test"), "toy")
     with pytest.raises(StageInputError, match="does not exist"):
         (root / "data" / "raw" / "toy" / "all.jsonl").unlink()
         (root / "data" / "raw" / "toy").rmdir()
-        source_benchmark(root, settings(), "toy", split="all")
+        source_benchmark(root, settings("all"), "toy")
 
 
 # --- overlap -------------------------------------------------------------------------------------
@@ -152,7 +150,7 @@ def test_sharded_training_sets_are_read(root: Path) -> None:
     (root / "data" / "prepared" / "train.jsonl").unlink()
     table = pa.table({"id": ["trip-4"], "record": [json.dumps(trip(4).to_json())]})
     pq.write_table(table, root / "data" / "prepared" / "train-00000-of-00001.parquet")
-    found = source_benchmark(root, settings(), "toy", split="not_trained")
+    found = source_benchmark(root, settings("not_trained"), "toy")
     assert [item.id for item in found.items()] == [f"trip-{i}" for i in range(4)]
 
 
