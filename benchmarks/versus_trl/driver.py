@@ -24,6 +24,7 @@ from typing import Any
 
 from arms import ARMS, OURS, ROOT, THEIRS, Arm, TrlSettings, make_adapter
 from record import measure_limits, provenance
+from worker import has_bf16
 from workload import Point, tree_minimum
 
 from cahl_core.files import read_json, write_json
@@ -50,6 +51,12 @@ UPDATES = {
     "bf16 weights, no autocast, 4 rows": TrlSettings(micro_batch=4, autocast=False),
     "fp32 weights, autocast, 4 rows": TrlSettings(micro_batch=4, weights="fp32"),
     COMPILED: TrlSettings(micro_batch=4, compile=True),
+}
+FLOAT32 = {  # where nothing is computed in bfloat16
+    "fp32, 8 rows": TrlSettings(weights="fp32", autocast=False, micro_batch=8),
+    "fp32, 4 rows": TrlSettings(weights="fp32", autocast=False, micro_batch=4),
+    "fp32, 2 rows": TrlSettings(weights="fp32", autocast=False, micro_batch=2),
+    "fp32, 1 row": TrlSettings(weights="fp32", autocast=False, micro_batch=1),
 }
 CACHES: dict[str, dict[str, Any]] = {  # of continuous batching; the update is generate's best
     "pages of 32": {"page_size": 32},
@@ -111,8 +118,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--candidates",
         nargs="+",
-        choices=UPDATES,
-        help="of --tune; by default all but the compiled",
+        choices=[*UPDATES, *FLOAT32],
+        help="of --tune; by default all for the dtype but the compiled",
     )
     parser.add_argument("--check", action="store_true", help="compare gradients instead")
     return parser.parse_args()
@@ -201,7 +208,7 @@ def tune(
             continue
         tried: dict[str, Any] = {}
         entry = found[arm] = {**provenance(options.threads), "tried": tried, "best": None}
-        for label, settings in _candidates(arm, name, result, options.candidates).items():
+        for label, settings in _candidates(arm, name, result, options).items():
             try:
                 steps = _trial(arm, point, common, options, settings)
                 middle = sorted(steps, key=lambda s: s["total"])[len(steps) // 2]
@@ -216,11 +223,13 @@ def tune(
 
 
 def _candidates(
-    arm: str, name: str, result: dict[str, Any], wanted: list[str] | None
+    arm: str, name: str, result: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, TrlSettings]:
     if arm == "trl_generate":
-        names = wanted or [name for name in UPDATES if name != COMPILED]
-        return {name: UPDATES[name] for name in names}
+        known = UPDATES | FLOAT32
+        low = options.dtype == "bfloat16" or (options.dtype == "auto" and has_bf16())
+        usual = [name for name in UPDATES if name != COMPILED] if low else list(FLOAT32)
+        return {name: known[name] for name in options.candidates or usual}
     best = settings_of(result, name, "trl_generate") or TrlSettings()
     return {label: replace(best, continuous=cache) for label, cache in CACHES.items()}
 
