@@ -42,7 +42,8 @@ def code_digest(parts: Sequence[str]) -> list[Any]:
 
 
 def _code(path: Path) -> Any:
-    files = [path] if path.is_file() else sorted(path.glob("*.py"))
+    code = (".py", ".c")
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in code)
     return [[f.name, tree_digest(f)] for f in files]
 
 

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cahl_core.policy import attention, lora, prefix_attention
+from cahl_core.policy import attention, lora, native, prefix_attention
 from cahl_core.policy.attention import PackedRuns, packed_attention, packed_inputs
 from cahl_core.policy.backbone import Policy
 from cahl_core.policy.cuda_graph import GraphedStep
-from cahl_core.policy.fused import FusedModel, supports
+from cahl_core.policy.fused import FusedModel, Heads, supports
 from cahl_core.policy.head import Head
 from cahl_core.policy.packing import Packed
 from cahl_core.policy.prefix_state import PrefixState, attend_cpu, attend_static
@@ -115,7 +115,8 @@ class FusedRunner:
         runs = PackedRuns.of(wide, device)
         layers = self.policy.decoder.layers
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        def attend(layer: int, projected: Heads) -> Tensor:
+            q, k, v = projected.turned()
             length, groups, heads, width = q.shape
             keys, values = k.transpose(0, 1), v.transpose(0, 1)
             sink(layer, keys, values)
@@ -125,7 +126,7 @@ class FusedRunner:
                 keys[None],
                 values[None],
                 None,
-                scaling,
+                projected.scaling,
                 packed_runs=runs,
             )
             return out.view(length, heads, groups, -1).transpose(1, 2).reshape(length, -1)
@@ -140,11 +141,12 @@ class FusedRunner:
     def extend(self, continuation: Continuation) -> Tensor:
         """`Runner.extend`."""
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        def attend(layer: int, projected: Heads) -> Tensor:
+            q, k, v = projected.turned()
             length, groups, heads, width = q.shape
             query = q.permute(2, 1, 0, 3).reshape(heads * groups, length, width)
             keys, values = k.transpose(0, 1), v.transpose(0, 1)
-            out = continuation.attend(layer, query, keys, values, scaling)
+            out = continuation.attend(layer, query, keys, values, projected.scaling)
             return out.reshape(length, heads, groups, -1).transpose(1, 2).reshape(length, -1)
 
         ids, positions = new_tokens(continuation, self.policy.device)
@@ -156,9 +158,14 @@ class FusedRunner:
 
     def _step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
         kernel = attend_cpu if tokens.device.type == "cpu" else attend_static
+        kernels = native.serves(self.policy.dtype, tokens.device)
+        if self.model.width % native.WIDTHS:
+            kernels = None
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-            return kernel(state, layer, q, k, v, scaling)
+        def attend(layer: int, heads: Heads) -> Tensor:
+            if kernels is not None:
+                return kernels.attend(state, layer, heads)
+            return kernel(state, layer, *heads.turned(), heads.scaling)
 
         return self.logits(self.model.hidden(tokens, positions, attend))
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cahl_core.policy import native
 from cahl_core.policy.linear import FrozenLinear
 
 # Pre-norm layers with rotary positions, gated silu and grouped queries, and nothing else in them.
@@ -29,8 +30,6 @@ CHANGING_ROPE = (
     "dynamic",
     "longrope",
 )  # whose frequencies depend on the longest position of a batch
-
-Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 
 
 def supports(causal: Any) -> bool:
@@ -51,13 +50,52 @@ def supports(causal: Any) -> bool:
 class _Layer:
     attention_norm: Tensor
     mlp_norm: Tensor
-    query_norm: Tensor | None
-    key_norm: Tensor | None
+    head_norms: tuple[Tensor, Tensor] | None
     qkv: FrozenLinear
     out: FrozenLinear
     gate: FrozenLinear
     up: FrozenLinear
     down: FrozenLinear
+
+
+@dataclass(slots=True)
+class Heads:
+    """Queries, keys and values of one layer as its product leaves them.
+
+    Attributes:
+        qkv: ``[T, (g + 2) * H * D]``: queries ``[g, H]``, keys and values ``[H]``.
+        cosine, sine: ``[T, 1, D]`` of the positions, the sine of the first half negated.
+        norms: weights of the queries' and the keys' RMS norm, each twice (`FusedModel.norm`).
+        scaling: of the scores.
+    """
+
+    model: FusedModel
+    qkv: Tensor
+    cosine: Tensor
+    sine: Tensor
+    norms: tuple[Tensor, Tensor] | None
+
+    @property
+    def scaling(self) -> float:
+        return self.model.scaling
+
+    def turned(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[T, g, H, D]``, keys and values ``[T, H, D]``, normed and at their positions."""
+        model, length = self.model, len(self.qkv)
+        queries = model.groups * model.kv_heads
+        heads = self.qkv.view(length, queries + 2 * model.kv_heads, model.width)
+        turning, value = heads[:, : queries + model.kv_heads], heads[:, queries + model.kv_heads :]
+        if self.norms is not None:
+            parts = turning[:, :queries], turning[:, queries:]
+            normed = [model.norm(x, w) for x, w in zip(parts, self.norms, strict=True)]
+            turning = torch.cat(normed, dim=1)
+        swapped = turning.roll(model.width // 2, dims=2)
+        turned = torch.addcmul(turning * self.cosine, swapped, self.sine)
+        query = turned[:, :queries].view(length, model.groups, model.kv_heads, model.width)
+        return query, turned[:, queries:], value
+
+
+Attend = Callable[[int, Heads], Tensor]
 
 
 class FusedModel:
@@ -117,8 +155,9 @@ class FusedModel:
         return _Layer(
             self._doubled(module.input_layernorm),
             self._doubled(module.post_attention_layernorm),
-            self._doubled(attention.q_norm) if hasattr(attention, "q_norm") else None,
-            self._doubled(attention.k_norm) if hasattr(attention, "k_norm") else None,
+            (self._doubled(attention.q_norm), self._doubled(attention.k_norm))
+            if hasattr(attention, "q_norm")
+            else None,
             FrozenLinear(torch.cat([query, *parts]), bias),
             FrozenLinear(out.view(shape).transpose(1, 2).flatten(1), self._bias(attention.o_proj)),
             self._linear(mlp.gate_proj),
@@ -149,19 +188,17 @@ class FusedModel:
         """Last hidden states ``[T, hidden]`` of tokens ``[T]`` at ``positions`` ``[T]``.
 
         Args:
-            attend: called once per layer with its number, queries ``[T, g, H, D]``, keys and values
-                ``[T, H, D]`` (rotated) and the score scale; returns ``[T, g * H * D]``.
+            attend: called once per layer with its number and heads; returns ``[T, g * H * D]``.
         """
         x = nn.functional.embedding(ids, self._table)
         cos, sin = self.causal.base_model.rotary_emb(x, positions[None])
         cos, sin = cos[0, :, None], _signed(sin[0, :, None])
         for number, layer in enumerate(self._layers):
-            qkv = layer.qkv(self._norm(x, layer.attention_norm))
-            query, key, value = self._heads(layer, qkv, cos, sin)
-            x = layer.out.plus(attend(number, query, key, value, self.scaling), x)
-            h = self._norm(x, layer.mlp_norm)
+            qkv = layer.qkv(self.norm(x, layer.attention_norm))
+            x = layer.out.plus(attend(number, Heads(self, qkv, cos, sin, layer.head_norms)), x)
+            h = self.norm(x, layer.mlp_norm)
             x = layer.down.plus(layer.up.times(h, layer.gate.silu(h)), x)
-        return self._norm(x, self._last_norm)
+        return self.norm(x, self._last_norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[T, vocabulary]`` of hidden states ``[T, hidden]``, in at least float32."""
@@ -169,35 +206,19 @@ class FusedModel:
         out = self._head(hidden)
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """Weighted RMS norm; ``weight`` as `_doubled` gives it.
 
         The mean of x and -x together is zero and their variance the mean of x²: on CPUs layer norm
         is one kernel where PyTorch composes RMS norm of eight.
         """
         size = x.shape[-1]
+        if (kernels := native.serves(x.dtype, x.device)) is not None:
+            return kernels.rms_norm(x, weight, self.eps)
         if len(weight) == size:
             return nn.functional.rms_norm(x, (size,), weight, self.eps)
         both = torch.cat([x, -x], dim=-1)
         return nn.functional.layer_norm(both, (2 * size,), weight, None, self.eps)[..., :size]
-
-    def _heads(
-        self, layer: _Layer, qkv: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        queries = self.groups * self.kv_heads
-        heads = qkv.view(len(qkv), queries + 2 * self.kv_heads, self.width)
-        turning, value = heads[:, : queries + self.kv_heads], heads[:, queries + self.kv_heads :]
-        if layer.query_norm is not None and layer.key_norm is not None:
-            turning = torch.cat(
-                [
-                    self._norm(turning[:, :queries], layer.query_norm),
-                    self._norm(turning[:, queries:], layer.key_norm),
-                ],
-                dim=1,
-            )
-        turned = torch.addcmul(turning * cos, turning.roll(self.width // 2, dims=2), sin)
-        query = turned[:, :queries].view(len(qkv), self.groups, self.kv_heads, self.width)
-        return query, turned[:, queries:], value
 
 
 def _signed(sin: Tensor) -> Tensor:

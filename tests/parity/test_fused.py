@@ -16,6 +16,7 @@ from torch import Tensor
 from cahl_core.config import LoraSettings, ModelSettings
 from cahl_core.errors import MemoryLimitError
 from cahl_core.policy import engine as engine_module
+from cahl_core.policy import native
 from cahl_core.policy.backbone import Policy
 from cahl_core.policy.decoder import DecodingModel, FusedRunner, ModuleRunner, decoding_model
 from cahl_core.policy.engine import Engine
@@ -70,10 +71,15 @@ def _walk(model: DecodingModel) -> Tensor:
     return torch.cat(logits)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("architecture", FUSED)
 @torch.no_grad()
-def test_fused_layers_equal_the_modules(tmp_path: Path, architecture: str) -> None:
-    make_architecture(tmp_path, architecture)
+def test_fused_layers_equal_the_modules(
+    tmp_path: Path, architecture: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "kernels", lambda: None)
+    make_config(tmp_path, architecture, {"head_dim": native.WIDTHS})
     policy = _policy(tmp_path)
     assert isinstance(decoding_model(policy).runner, FusedRunner)
     fused = _walk(DecodingModel(policy, fused=True))
@@ -115,9 +121,14 @@ def test_what_differs_from_the_one_shape_is_left_to_its_modules(
     assert isinstance(decoding_model(policy).runner, ModuleRunner)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 7, 64])
-def test_frozen_linear_layers_compute_their_products(dtype: torch.dtype, rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 7, 64, 300])
+def test_frozen_linear_layers_compute_their_products(
+    dtype: torch.dtype, rows: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "kernels", lambda: None)
     torch.manual_seed(0)
     weight, bias = torch.randn(96, 48, dtype=dtype), torch.randn(96, dtype=dtype)
     x, other = torch.randn(rows, 48, dtype=dtype), torch.randn(rows, 96, dtype=dtype)
