@@ -3,7 +3,9 @@
     .venv/bin/python benchmarks/performance_tables.py [--docs docs/performance.md]
 
 Each table stands between two comments that name it; everything else in the page is left alone. A table
-whose result file is missing says which command makes it. Plots: performance_plots.py.
+whose result file is missing says which command makes it. Results of other machines lie in folders of
+their own within the results; their tables have the folder's name behind theirs (``steps-amx``). Plots:
+performance_plots.py.
 """
 
 from __future__ import annotations
@@ -25,6 +27,11 @@ NAMES = {
     "trl_generate": "TRL `generate`",
     "trl_continuous": "TRL continuous batching",
 }
+SOURCES = {  # file, and what makes it
+    "versus": ("versus_trl.json", "versus_trl/driver.py"),
+    "scaling": ("scaling.json", "versus_trl/scaling.py"),
+    "profile": ("profile_step.json", "profile_step.py"),
+}
 Json = dict[str, Any]
 
 
@@ -34,15 +41,15 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs/performance.md")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
     options = parser.parse_args()
-    versus = _load(options.results / "versus_trl.json")
-    scaling = _load(options.results / "scaling.json")
-    profile = _load(options.results / "profile_step.json")
     text = options.docs.read_text(encoding="utf-8")
-    for name, (table, source) in TABLES.items():
-        result = {"versus": versus, "scaling": scaling, "profile": profile}[source]
-        text = fill(text, name, table(result) if result else [_missing(source)])
+    for folder in [options.results, *sorted(p for p in options.results.iterdir() if p.is_dir())]:
+        suffix = "" if folder == options.results else f"-{folder.name}"
+        for name, (table, source) in TABLES.items():
+            result = _load(folder / SOURCES[source][0])
+            text = fill(text, name + suffix, table(result) if result else [_missing(source)])
     options.docs.write_text(text, encoding="utf-8")
     images = options.docs.parent / "images"
+    versus, scaling = (_load(options.results / SOURCES[k][0]) for k in ("versus", "scaling"))
     if versus.get("points"):
         plot_steps(versus, images / "versus-trl.png")
     if scaling.get("points"):
@@ -54,12 +61,7 @@ def _load(path: Path) -> Json:
 
 
 def _missing(source: str) -> str:
-    command = {
-        "versus": "versus_trl/driver.py",
-        "scaling": "versus_trl/scaling.py",
-        "profile": "profile_step.py",
-    }[source]
-    return f"*Not measured yet: `.venv/bin/python benchmarks/{command}`.*"
+    return f"*Not measured yet: `.venv/bin/python benchmarks/{SOURCES[source][1]}`.*"
 
 
 def summary(arm: Json) -> Json | None:

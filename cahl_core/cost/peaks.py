@@ -112,11 +112,11 @@ def decoding_copy(sizes: Sizes, dtype: torch.dtype, device: torch.device, *, mer
     """Bytes of the weights that decoding holds of its own.
 
     Where the processor has a layout of its own for them (`linear.packs`), that is every matrix and
-    the head; else what adapters are merged into.
+    the head; else what adapters are merged into and at least the attention's, whose rows change places.
     """
-    if packs(torch.empty(1, 1, dtype=dtype, device="cpu")) and device.type == "cpu":
+    if device.type == "cpu" and packs(torch.empty(1, 1, dtype=dtype)):
         return (sizes.decoder + sizes.head) * dtype.itemsize
-    return sizes.adapted * dtype.itemsize if merged else 0
+    return max(sizes.adapted * merged, sizes.attention) * dtype.itemsize
 
 
 def cache_bytes(

@@ -44,6 +44,7 @@ class Sizes:
         total: tied tables count once.
         decoder: of the linear layers below the head.
         adapted: of those that an adapter is merged into.
+        attention: of those of the attention.
         head: of the output table.
         adapter: of one adapter.
         trained_whole: of what trains where roles do not share the backbone.
@@ -53,6 +54,7 @@ class Sizes:
     total: int
     decoder: int
     adapted: int
+    attention: int
     head: int
     adapter: int
     trained_whole: int
@@ -90,10 +92,13 @@ def sizes(config: Any, settings: ModelSettings) -> Sizes:
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     small = {id(p) for p in policy.parameters("planner")}
     matrices = [m.weight for m in linear if id(m.weight) not in small]
+    attention = {id(m) for n, m in policy.decoder.named_modules() if ".self_attn." in n}
+    own = [m.weight for m in linear if id(m) in attention and id(m.weight) not in small]
     return Sizes(
         total=total,
         decoder=sum(w.numel() for w in matrices),
         adapted=sum(m.weight.numel() for m in adapted),
+        attention=sum(w.numel() for w in own),
         head=head.numel(),
         adapter=adapter,
         trained_whole=trained,

@@ -83,7 +83,7 @@ class LocalModel:
     def facts(self) -> dict[str, Any]:
         """What a report says of the model, as JSON."""
         evaluate, model = self._settings.evaluate, self.weights.settings
-        device, dtype = arithmetic(model)
+        device, dtype, *_ = arithmetic(model)
         return {
             "kind": self.spec.kind,
             "form": model.form,

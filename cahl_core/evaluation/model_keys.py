@@ -29,11 +29,14 @@ def versions() -> dict[str, str]:
 
 
 def arithmetic(settings: ModelSettings) -> list[str]:
-    """Device and number type the weights will have: the texts may differ between them."""
+    """Device and number type the weights will have, and kernels: the texts may differ between them."""
+    from cahl_core.policy import native
     from cahl_core.policy.backbone import pick_device, pick_dtype
 
     device = pick_device()
-    return [device.type, str(pick_dtype(settings.dtype, device)).removeprefix("torch.")]
+    dtype = pick_dtype(settings.dtype, device)
+    compiled = native.serves(dtype, device) is not None
+    return [device.type, str(dtype).removeprefix("torch."), *["native"] * compiled]
 
 
 def code_digest(parts: Sequence[str]) -> list[Any]:

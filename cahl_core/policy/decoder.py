@@ -159,11 +159,9 @@ class FusedRunner:
     def _step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
         kernel = attend_cpu if tokens.device.type == "cpu" else attend_static
         kernels = native.serves(self.policy.dtype, tokens.device)
-        if self.model.width % native.WIDTHS:
-            kernels = None
 
         def attend(layer: int, heads: Heads) -> Tensor:
-            if kernels is not None:
+            if kernels is not None and kernels.attends(self.model.width):
                 return kernels.attend(state, layer, heads)
             return kernel(state, layer, *heads.turned(), heads.scaling)
 

@@ -63,6 +63,7 @@ class Heads:
     """Queries, keys and values of one layer as its product leaves them.
 
     Attributes:
+        model: whose layer it is.
         qkv: ``[T, (g + 2) * H * D]``: queries ``[g, H]``, keys and values ``[H]``.
         cosine, sine: ``[T, 1, D]`` of the positions, the sine of the first half negated.
         norms: weights of the queries' and the keys' RMS norm, each twice (`FusedModel.norm`).
@@ -209,8 +210,8 @@ class FusedModel:
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """Weighted RMS norm; ``weight`` as `_doubled` gives it.
 
-        The mean of x and -x together is zero and their variance the mean of x²: on CPUs layer norm
-        is one kernel where PyTorch composes RMS norm of eight.
+        PyTorch composes RMS norm of eight kernels on CPUs. Where there is no compiled one, layer norm
+        is one: the mean of x and -x together is zero and their variance the mean of x².
         """
         size = x.shape[-1]
         if (kernels := native.serves(x.dtype, x.device)) is not None:

@@ -2,7 +2,7 @@
 
 On x86 CPUs float32 is multiplied by kernels compiled for the machine (`native`); without them, and in
 bfloat16 where the processor multiplies in it, a weight is laid out once by oneDNN, when it is set,
-instead of at every call. Activation, product or sum with a second operand happen in the same pass where
+instead of at every call. Activation, product or sum with a second operand happen in the same call where
 that is faster. Everywhere else the layers are PyTorch's own.
 """
 
@@ -39,35 +39,40 @@ class FrozenLinear:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.native and len(x) < MANY_ROWS:
-            return self.native.linear(x, self.weight, self.bias, "none")
+        if (found := self._compiled(x, "none")) is not None:
+            return found
         if self.packed:
             return self._pointwise(x, "none")
         return nn.functional.linear(x, self.weight, self.bias)
 
     def silu(self, x: Tensor) -> Tensor:
         """silu(x Wᵀ + bias)."""
-        if self.native and len(x) < MANY_ROWS:
-            return self.native.linear(x, self.weight, self.bias, "silu")
+        if (found := self._compiled(x, "silu")) is not None:
+            return found
         if self.fuses:
             return self._pointwise(x, "swish")
         return nn.functional.silu(self(x))
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """(x Wᵀ + bias) · other, element by element."""
-        if self.native and len(x) < MANY_ROWS:
-            return self.native.linear(x, self.weight, self.bias, "times", other)
+        if (found := self._compiled(x, "times", other)) is not None:
+            return found
         if self.fuses:
             return self._binary(x, other, "mul")
         return self(x).mul_(other)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """x Wᵀ + bias + other."""
-        if self.native and len(x) < MANY_ROWS:
-            return self.native.linear(x, self.weight, self.bias, "plus", other)
+        if (found := self._compiled(x, "plus", other)) is not None:
+            return found
         if self.fuses and len(x) >= FEW_ROWS:
             return self._binary(x, other, "add")
         return self(x).add_(other)
+
+    def _compiled(self, x: Tensor, kind: str, other: Tensor | None = None) -> Tensor | None:
+        if self.native is None or len(x) >= MANY_ROWS:
+            return None
+        return self.native.linear(x, self.weight, self.bias, kind, other)
 
     def _pointwise(self, x: Tensor, activation: str) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(

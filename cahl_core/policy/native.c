@@ -9,10 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifndef LANES /* numbers in a vector; given where a test wants another width than the processor's */
 #ifdef __AVX512F__
 #define LANES 16
 #else
 #define LANES 8
+#endif
 #endif
 #define ROWS 4   /* times COLS: the accumulators of a block, which have to fit the registers */
 #define COLS 3
@@ -20,8 +22,18 @@
 #define HALF 6144 /* numbers in 24 KB */
 #define QUERIES 16 /* whose scores are kept at one time */
 #define CHUNK 256  /* keys per unit of work: their values stay in the second-level cache */
+#define SMALL 32768 /* numbers that one thread is done with before a second has begun */
 #define INLINE static inline __attribute__((always_inline))
-#define KEEP(value) __asm__("" : "+v"(value))
+#if LANES == 8 || defined __AVX512F__
+#define KEEP(value) __asm__("" : "+v"(value)) /* in a register, instead of loading it at every use */
+#else
+#define KEEP(value)
+#endif
+#if defined __clang__ || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
 #define UNROLL _Pragma("GCC unroll 16")
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -51,11 +63,10 @@ INLINE float total(vec value)
 
 #if LANES == 16
 #define PAIRS(a, b, o)                                                                            \
-    __builtin_shufflevector(a, b, o, o + 2, o + 16, o + 18, o + 4, o + 6, o + 20, o + 22, o + 8,  \
-                            o + 10, o + 24, o + 26, o + 12, o + 14, o + 28, o + 30)
+    SHUFFLE(a, b, o, o + 2, o + 16, o + 18, o + 4, o + 6, o + 20, o + 22, o + 8, o + 10, o + 24,  \
+            o + 26, o + 12, o + 14, o + 28, o + 30)
 #else
-#define PAIRS(a, b, o)                                                                            \
-    __builtin_shufflevector(a, b, o, o + 2, o + 8, o + 10, o + 4, o + 6, o + 12, o + 14)
+#define PAIRS(a, b, o) SHUFFLE(a, b, o, o + 2, o + 8, o + 10, o + 4, o + 6, o + 12, o + 14)
 #endif
 
 /* sums of four neighbours within each quarter of two vectors at a time, as AVX adds them */
@@ -82,7 +93,7 @@ INLINE vec larger(vec a, vec b)
     return (vec)((first & (ivec)a) | (~first & (ivec)b));
 }
 
-/* e to the power of value, relative error below 2e-7; below -87 it stays at e^-87 */
+/* e to the power of value, relative error below 2e-7; from e^-87 to e^88 */
 INLINE vec exponential(vec value)
 {
     const vec least = all(-87.0f), most = all(88.0f), magic = all(12582912.0f);
@@ -116,7 +127,7 @@ INLINE void block(const float *x, long x_step, const float *w, long w_step, long
         vec columns[COLS];
         UNROLL for (int c = 0; c < cols; c++) {
             columns[c] = load(w + c * w_step + i);
-            KEEP(columns[c]); /* else it is loaded again for each of its products */
+            KEEP(columns[c]);
         }
         if (ahead) __builtin_prefetch(ahead + i * (LINE / LANES));
         UNROLL for (int r = 0; r < rows; r++) {
@@ -191,7 +202,7 @@ void cahl_linear(const float *x, const float *w, const float *bias, const float 
     /* as many weights as half of the first-level cache holds serve all rows before the next */
     long strip = HALF / (COLS * size) > 1 ? HALF / (COLS * size) * COLS : COLS;
     long strips = (cols + strip - 1) / strip;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (rows * size * cols > SMALL)
     {
         long first = cols, last = 0; /* of the columns that this thread computes */
 #pragma omp for schedule(static) nowait
@@ -238,7 +249,7 @@ static void normalise(const float *x, const float *weight, float *y, long size, 
 void cahl_rms_norm(const float *x, const float *weight, float *y, long rows, long size, float eps,
                    int threads)
 {
-#pragma omp parallel for num_threads(threads) if (rows * size > 1 << 15)
+#pragma omp parallel for num_threads(threads) if (rows * size > SMALL)
     for (long r = 0; r < rows; r++) normalise(x + r * size, weight, y + r * size, size, eps);
 }
 

@@ -14,16 +14,20 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cahl_core.errors import MemoryLimitError
 from cahl_core.policy.prefix_state import PrefixState
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ SOURCE = Path(__file__).with_name("native.c")
 SWITCH = "CAHL_NATIVE"
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 WIDTHS = 32  # a head's width has to be a multiple: two vectors of the widest processors
+DIGEST = hashlib.sha256().digest_size
 KINDS = {"none": 0, "silu": 1, "times": 2, "plus": 3}
 POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 
@@ -57,7 +62,7 @@ class Kernels:
         """x Wᵀ + bias, and what `KINDS` says is done with it: silu, times ``other``, plus ``other``.
 
         Args:
-            x: ``[T, in]``; weight: ``[out, in]``, contiguous; bias: ``[out]``; other: ``[T, out]``.
+            x: ``[T, in]``; weight: ``[out, in]``; bias: ``[out]``; other: ``[T, out]``.
 
         Returns:
             A new ``[T, out]``.
@@ -65,6 +70,8 @@ class Kernels:
         x = x.contiguous()
         other = None if other is None else other.contiguous()
         (rows, size), cols = x.shape, len(weight)
+        assert weight.is_contiguous() and weight.shape[1] == size
+        assert other is None or other.shape == (rows, cols)
         out = x.new_empty(rows, cols)
         self._linear(
             x.data_ptr(), weight.data_ptr(), _address(bias), _address(other), out.data_ptr(),
@@ -83,6 +90,11 @@ class Kernels:
         )  # fmt: skip
         return out
 
+    @staticmethod
+    def attends(width: int) -> bool:
+        """Whether `attend` takes heads of this width."""
+        return width % WIDTHS == 0
+
     def attend(self, state: PrefixState, layer: int, heads: Heads) -> Tensor:
         """`prefix_state.attend_cpu` from a layer's product on: norms, positions, the new keys and values.
 
@@ -92,10 +104,14 @@ class Kernels:
             ``[N, g * H * D]``.
 
         Raises:
-            MemoryLimitError: there is no memory for the scores.
+            MemoryError: there is none for what the parts of the attention leave to be added up.
         """
         model, keys, own = heads.model, state.keys[layer], state.suffix_keys[layer]
         prompts, kv_heads, longest, width = keys.shape
+        # outside of these the kernel would write to memory that is not its own
+        assert 0 < state.length <= own.shape[2] and self.attends(width)
+        assert len(heads.qkv) == len(heads.cosine) == len(own) == prompts * state.samples
+        assert keys.is_contiguous() and own.is_contiguous() and heads.qkv.is_contiguous()
         out = heads.qkv.new_empty(len(heads.qkv), model.groups * kv_heads * width)
         query_norm, key_norm = heads.norms or (None, None)
         short = self._attend(
@@ -107,10 +123,7 @@ class Kernels:
             state.length, model.scaling, torch.get_num_threads(),
         )  # fmt: skip
         if short:
-            raise MemoryLimitError(
-                f"no memory for one decoding step's attention of {len(heads.qkv)} rows",
-                "generate fewer samples at one time",
-            )
+            raise MemoryError(f"one decoding step's attention of {len(heads.qkv)} rows")
         return out
 
 
@@ -124,51 +137,96 @@ def serves(dtype: torch.dtype, device: torch.device) -> Kernels | None:
 @functools.cache
 def kernels() -> Kernels | None:
     """The kernels of this machine, compiled when asked for the first time; ``None`` where it has none."""
-    if os.environ.get(SWITCH) == "0" or platform.machine().lower() not in ("x86_64", "amd64"):
+    known = sys.platform == "linux" and platform.machine() == "x86_64"
+    if os.environ.get(SWITCH) == "0" or not known:
         return None
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return None
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    compiler = _compiler()
     if compiler is None:
-        log.info("no C compiler: decoding in float32 takes PyTorch's operations")
+        log.info("no C compiler (gcc, cc or $CC): decoding in float32 takes PyTorch's operations")
         return None
     try:
-        return Kernels(ctypes.CDLL(str(_built(compiler))))
-    except (OSError, subprocess.CalledProcessError) as error:
+        return load(compiler)
+    except (OSError, RuntimeError, AttributeError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         log.warning(
-            "%s could not be compiled, decoding in float32 is slower without it (%s=0 says that this "
-            "is meant): %s", SOURCE.name, SWITCH, said.strip()[-500:],
+            "%s could not be compiled or loaded; decoding in float32 is slower without it (%s=0 says "
+            "that this is meant): %s", SOURCE.name, SWITCH, said.strip()[-500:],
         )  # fmt: skip
         return None
 
 
-def _built(compiler: str) -> Path:
-    """The library, from the user's cache or compiled into it; a name per source, compiler and processor."""
-    told = subprocess.run(
-        [compiler, "-march=native", "-Q", "--help=target", "--version"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
-    described = "\0".join([SOURCE.read_text(), *FLAGS, told, _processor()])
-    key = hashlib.sha256(described.encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cahl"
-    path = folder / f"native-{key}.so"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    # two processes may compile at one time: each puts a whole file into place
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch) / path.name
+def _compiler() -> list[str] | None:
+    """The words of the compiler's command; GCC first, whose OpenMP threads are PyTorch's."""
+    chosen = shlex.split(os.environ.get("CC", ""))
+    for words in [chosen] if chosen else [["gcc"], ["cc"]]:
+        if shutil.which(words[0]):
+            return words
+    return None
+
+
+def load(compiler: Sequence[str], flags: Sequence[str] = FLAGS) -> Kernels:
+    """The kernels from the user's cache, or compiled into it.
+
+    Raises:
+        subprocess.CalledProcessError: the compiler failed.
+        OSError: what it made cannot be loaded.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cahl"
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except (OSError, RuntimeError):  # a home that cannot be written, or none
+            folder = Path(scratch)
+        path = folder / f"native-{_key(compiler, flags)}.so"
+        if _trusted(path):
+            with suppress(OSError):  # a file system that nothing may be executed from
+                return Kernels(ctypes.CDLL(str(path)))
+        made = Path(scratch) / "native.so"
         subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"],
+            [*compiler, *flags, str(SOURCE), "-o", str(made), "-lm"],
             check=True,
             capture_output=True,
             text=True,
+            errors="replace",
         )
-        made.replace(path)
-    return path
+        found = Kernels(ctypes.CDLL(str(made)))
+        with suppress(OSError):  # kept for the next process; it works without
+            _put(made, path)
+        return found
+
+
+def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
+    told = subprocess.run(
+        [*compiler, "--version"], capture_output=True, text=True, errors="replace", check=False
+    ).stdout
+    described = "\0".join([SOURCE.read_text(), *flags, told, _processor()])
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def _trusted(path: Path) -> bool:
+    """Whether the file is whole and nobody but this user can have written it.
+
+    A library that was cut short would end the process when it is loaded.
+    """
+    if not path.exists():
+        return False
+    private = all(
+        found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        for found in (path.stat(), path.parent.stat())
+    )
+    content = path.read_bytes()
+    body, digest = content[:-DIGEST], content[-DIGEST:]
+    return private and hashlib.sha256(body).digest() == digest
+
+
+def _put(made: Path, path: Path) -> None:
+    """Copies a whole file into place, its digest behind it: two processes may do so at one time."""
+    content = made.read_bytes()
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content + hashlib.sha256(content).digest())
+    Path(file.name).replace(path)
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import stat
@@ -16,10 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cahl_core.config import ModelSettings
 from cahl_core.policy import native
+from cahl_core.policy.backbone import Policy
+from cahl_core.policy.engine import Engine
 from cahl_core.policy.fused import FusedModel, Heads
 from cahl_core.policy.native import Kernels
 from cahl_core.policy.prefix_state import PrefixState
+from tests.parity.architectures import make_config
 
 FINISHES = {
     "none": lambda y, other: y,
@@ -29,12 +34,19 @@ FINISHES = {
 }
 
 
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    found = native.kernels()
-    if found is None:
+@pytest.fixture(scope="module", params=[(), ("-mno-avx512f",), ("-DLANES=16",)], ids=str)
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    """For vectors of 8 and of 16 numbers, whichever the processor has."""
+    compiler = native._compiler()
+    if native.kernels() is None or compiler is None:
         pytest.skip("needs an x86 processor with AVX2 and a C compiler")
-    return found
+    return native.load(compiler, (*native.FLAGS, *request.param))
+
+
+@pytest.fixture
+def compiled() -> None:
+    if native.kernels() is None:
+        pytest.skip("needs an x86 processor with AVX2 and a C compiler")
 
 
 @settings(max_examples=60, deadline=None)
@@ -178,13 +190,43 @@ def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     native.kernels.cache_clear()
 
 
-def test_compiled_once_and_kept(kernels: Kernels, anew: Path) -> None:
+def test_compiled_once_and_kept(compiled: None, anew: Path) -> None:
     assert native.kernels() is not None
     (library,) = (anew / "cache/cahl").iterdir()
     native.kernels.cache_clear()
     stamp = library.stat().st_mtime_ns
     assert native.kernels() is not None
     assert library.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("found", ["cut short", "another library", "written by others"])
+def test_a_library_that_cannot_be_trusted_is_made_again(
+    compiled: None, anew: Path, found: str
+) -> None:
+    assert native.kernels() is not None
+    (library,) = (anew / "cache/cahl").iterdir()
+    whole, stamp = library.read_bytes(), library.stat().st_mtime_ns
+    library.unlink()  # its memory is in use
+    if found == "another library":
+        other = Path(torch.__file__).parent / "lib/libgomp.so.1"
+        library.write_bytes(other.read_bytes() if other.exists() else b"")
+    else:
+        library.write_bytes(whole[:1000] if found == "cut short" else whole)
+    if found == "written by others":
+        library.chmod(0o666)
+    native.kernels.cache_clear()
+    assert native.kernels() is not None
+    assert library.stat().st_mtime_ns > stamp
+    assert library.stat().st_mode & 0o077 == 0
+    assert len(library.read_bytes()) == len(whole)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    compiled: None, anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (anew / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(anew / "file"))
+    assert native.kernels() is not None
 
 
 def test_without_a_compiler_pytorch_serves(
@@ -203,7 +245,7 @@ def test_switched_off(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_compiler_that_fails_is_quoted(
-    kernels: Kernels,
+    compiled: None,
     anew: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -215,6 +257,29 @@ def test_a_compiler_that_fails_is_quoted(
     assert native.kernels() is None
     assert "no vectors here" in caplog.text and "CAHL_NATIVE=0" in caplog.text
     assert not list((anew / "cache/cahl").iterdir())
+
+
+def test_memory_that_runs_out_halves_the_batch(
+    compiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_config(tmp_path, "llama", {"head_dim": native.WIDTHS})
+    policy = Policy.load(tmp_path, None, ModelSettings(dtype="float32", max_context=256))
+    whole = Engine(policy).generate([[5, 6], [7, 8, 9]], "planner", samples=2, max_tokens=4)
+    real, calls = Kernels.attend, []
+
+    def attend(self: Kernels, state: PrefixState, layer: int, heads: Heads) -> Tensor:
+        calls.append(len(heads.qkv))
+        short = copy.copy(self)
+        if len(heads.qkv) > 2:
+            short._attend = lambda *_: 1
+        return real(short, state, layer, heads)
+
+    monkeypatch.setattr(Kernels, "attend", attend)
+    engine = Engine(policy)
+    halves = engine.generate([[5, 6], [7, 8, 9]], "planner", samples=2, max_tokens=4)
+    assert calls[0] == 4 and max(calls[1:]) == 2
+    assert "ran out of memory" in engine.notes[0]
+    assert [[c.token_ids for c in g] for g in halves] == [[c.token_ids for c in g] for g in whole]
 
 
 def test_what_is_not_float32_on_a_cpu_is_left_alone() -> None:

@@ -132,6 +132,11 @@ def test_sizes_are_those_of_the_loaded_model(root: Path) -> None:
     copied = found.decoder + found.head * packs(torch.empty(1, 1))
     assert decoding_copy(found, FLOAT, CPU, merged=True) == 4 * copied
     assert 4 * copied <= memory.alive < 5 * copied
+    plain = Engine(Policy.load(root / "data/backbone", None, settings))
+    with Allocations() as memory:  # nothing to merge, as where each role has a model of its own
+        plain.generate([[5, 6]], "planner", max_tokens=1)
+    rearranged = decoding_copy(found, FLOAT, CPU, merged=False)
+    assert rearranged <= memory.alive < 1.25 * rearranged
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
