@@ -109,6 +109,10 @@ def _options() -> argparse.Namespace:
         "--theirs-every", type=int, default=1,
         help="TRL's arms do every n-th step only: where a step of theirs takes minutes",
     )  # fmt: skip
+    parser.add_argument(
+        "--limits", action=argparse.BooleanOptionalAction, default=True,
+        help="what the machine does at best, before and after each point",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--loss", default="grpo", choices=("grpo", "dr_grpo", "dapo"))
@@ -147,9 +151,11 @@ def measure(
         "point": asdict(point),
         "tree_minimum": tree_minimum(point),
         "loss": options.loss,
-        "limits": {"before": measure_limits(options.backbone, options.threads, low)},
+        "limits": {},
         "arms": {arm: {"repeats": []} for arm in options.arms},
     }
+    if options.limits:
+        entry["limits"]["before"] = measure_limits(options.backbone, options.threads, low)
     result.setdefault("points", {})[name] = entry
     for repeat in range(options.repeats):
         arms: dict[str, Arm] = {}
@@ -178,7 +184,9 @@ def measure(
         finally:
             for running in arms.values():
                 running.end()
-    entry["limits"]["after"] = measure_limits(options.backbone, options.threads, low)
+    if options.limits:
+        entry["limits"]["after"] = measure_limits(options.backbone, options.threads, low)
+    entry["ended"] = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
     write_json(options.out, result)
 
 

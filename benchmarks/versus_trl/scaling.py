@@ -77,6 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--backbone", type=Path, default=ROOT / "data/backbone")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scaling.json")
     parser.add_argument("--tuning", type=Path, default=RESULT)
+    parser.add_argument("--limits", action=argparse.BooleanOptionalAction, default=False)
     options = parser.parse_args()
     if not OURS.exists():
         sys.exit(f"{OURS.relative_to(ROOT)} is missing: run make env")
@@ -86,7 +87,7 @@ def _options() -> argparse.Namespace:
 
 def _complete(entry: dict[str, Any] | None, options: argparse.Namespace) -> bool:
     """Whether this point was measured to its end, with every arm that is asked for."""
-    if entry is None or "after" not in entry["limits"]:
+    if entry is None or "ended" not in entry:
         return False
     steps = [len(r) for r in entry["arms"].get("ours", {}).get("repeats", [])]
     enough = len(steps) >= options.repeats and min(steps, default=0) >= options.steps
