@@ -137,6 +137,11 @@ def point_of(name: str) -> Point:
     return Point(*numbers[:4])
 
 
+def computes_low(options: argparse.Namespace) -> bool:
+    """Whether the arms compute in bfloat16."""
+    return bool(options.dtype == "bfloat16" or (options.dtype == "auto" and has_bf16()))
+
+
 def measure(
     name: str,
     point: Point,
@@ -145,7 +150,7 @@ def measure(
     result: dict[str, Any],
 ) -> None:
     """All arms at one point, step by step in turn; writes after every step."""
-    low = options.dtype != "float32"
+    low = computes_low(options)
     entry: dict[str, Any] = {
         **provenance(options.threads),
         "point": asdict(point),
@@ -235,8 +240,8 @@ def _candidates(
 ) -> dict[str, TrlSettings]:
     if arm == "trl_generate":
         known = UPDATES | FLOAT32
-        low = options.dtype == "bfloat16" or (options.dtype == "auto" and has_bf16())
-        usual = [name for name in UPDATES if name != COMPILED] if low else list(FLOAT32)
+        low = [name for name in UPDATES if name != COMPILED]
+        usual = low if computes_low(options) else list(FLOAT32)
         return {name: known[name] for name in options.candidates or usual}
     best = settings_of(result, name, "trl_generate") or TrlSettings()
     return {label: replace(best, continuous=cache) for label, cache in CACHES.items()}
