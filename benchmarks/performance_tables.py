@@ -270,6 +270,7 @@ def _label(name: str, point: Json) -> str:
 def _conditions(result: Json) -> list[str]:
     """One sentence per different origin of the points: commit, machine, versions, numbers of steps."""
     lines: dict[str, list[str]] = {}
+    loads: dict[str, list[float]] = {}
     for name, point in result.get("points", {}).items():
         machine = point["machine"]
         versions: Json = {}
@@ -278,11 +279,14 @@ def _conditions(result: Json) -> list[str]:
         pins = ", ".join(f"{k} {v}" for k, v in sorted(versions.items()) if k != "python")
         where = (
             f"commit {point['commit']}{' with changes' if point['modified'] else ''}, "
-            f"{machine['processor']}, {machine['threads']} threads, load {machine['load']:.1f} at the "
-            f"start; {pins}"
+            f"{machine['processor']}, {machine['threads']} threads; {pins}"
         )
         lines.setdefault(where, []).append(name)
-    return [f"{', '.join(names)}: {where}." for where, names in lines.items()]
+        loads.setdefault(where, []).append(machine["load"])
+    return [
+        f"{', '.join(names)}: {where}; load at the start at most {max(loads[where]):.1f}."
+        for where, names in lines.items()
+    ]
 
 
 if __name__ == "__main__":
