@@ -83,13 +83,11 @@ class LocalModel:
     def facts(self) -> dict[str, Any]:
         """What a report says of the model, as JSON."""
         evaluate, model = self._settings.evaluate, self.weights.settings
-        device, dtype, *_ = arithmetic(model)
         return {
             "kind": self.spec.kind,
             "form": model.form,
             **self.weights.facts,
-            "device": device,
-            "dtype": dtype,
+            **arithmetic(model),
             "max_context": model.max_context,
             "tool_rendering": model.tool_rendering,
             "prompts": prompt_facts(model.form),

@@ -28,15 +28,18 @@ def versions() -> dict[str, str]:
     return {"cahl": cahl_core.__version__, **found}
 
 
-def arithmetic(settings: ModelSettings) -> list[str]:
+def arithmetic(settings: ModelSettings) -> dict[str, str]:
     """Device and number type the weights will have, and kernels: the texts may differ between them."""
     from cahl_core.policy import native
     from cahl_core.policy.backbone import pick_device, pick_dtype
 
     device = pick_device()
     dtype = pick_dtype(settings.dtype, device)
-    compiled = native.serves(dtype, device) is not None
-    return [device.type, str(dtype).removeprefix("torch."), *["native"] * compiled]
+    return {
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "kernels": "native" if native.serves(dtype, device) else "torch",
+    }
 
 
 def code_digest(parts: Sequence[str]) -> list[Any]:

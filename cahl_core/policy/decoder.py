@@ -157,13 +157,13 @@ class FusedRunner:
         return (self._graphs or self._step)(tokens, positions, state)
 
     def _step(self, tokens: Tensor, positions: Tensor, state: PrefixState) -> Tensor:
-        kernel = attend_cpu if tokens.device.type == "cpu" else attend_static
-        kernels = native.serves(self.policy.dtype, tokens.device)
+        compiled = native.serves(self.policy.dtype, tokens.device)
+        by_operations = attend_cpu if tokens.device.type == "cpu" else attend_static
 
         def attend(layer: int, heads: Heads) -> Tensor:
-            if kernels is not None and kernels.attends(self.model.width):
-                return kernels.attend(state, layer, heads)
-            return kernel(state, layer, *heads.turned(), heads.scaling)
+            if compiled is not None and compiled.attends(self.model.width):
+                return compiled.attend(state, layer, heads)
+            return by_operations(state, layer, *heads.turned(), heads.scaling)
 
         return self.logits(self.model.hidden(tokens, positions, attend))
 
