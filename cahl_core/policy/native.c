@@ -19,7 +19,7 @@
 #define ROWS 4   /* times COLS: the accumulators of a block, which have to fit the registers */
 #define COLS 3
 #define LINE 16   /* numbers in a line of the caches */
-#define HALF 6144 /* numbers in 24 KB */
+#define NEAR 6144 /* weights, 24 KB, that stay in the first-level cache beside a few rows */
 #define QUERIES 16 /* whose scores are kept at one time */
 #define CHUNK 256  /* keys per unit of work: their values stay in the second-level cache */
 #define SMALL 32768 /* numbers that one thread is done with before a second has begun */
@@ -199,8 +199,8 @@ static void finish(float *y, const float *other, long count, int kind)
 void cahl_linear(const float *x, const float *w, const float *bias, const float *other, float *y,
                  long rows, long size, long cols, int kind, int threads)
 {
-    /* as many weights as half of the first-level cache holds serve all rows before the next */
-    long strip = HALF / (COLS * size) > 1 ? HALF / (COLS * size) * COLS : COLS;
+    /* as many weights as stay near serve all rows before the next are read */
+    long strip = NEAR / (COLS * size) > 1 ? NEAR / (COLS * size) * COLS : COLS;
     long strips = (cols + strip - 1) / strip;
 #pragma omp parallel num_threads(threads) if (rows * size * cols > SMALL)
     {

@@ -10,24 +10,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
 import platform
-import shlex
-import shutil
-import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from cahl_core.policy import compiled
 from cahl_core.policy.prefix_state import PrefixState
 
 if TYPE_CHECKING:
@@ -38,7 +33,6 @@ SOURCE = Path(__file__).with_name("native.c")
 SWITCH = "CAHL_NATIVE"
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 WIDTHS = 32  # a head's width has to be a multiple: two vectors of the widest processors
-DIGEST = hashlib.sha256().digest_size
 KINDS = {"none": 0, "silu": 1, "times": 2, "plus": 3}
 POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 
@@ -142,13 +136,13 @@ def kernels() -> Kernels | None:
         return None
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return None
-    compiler = _compiler()
-    if compiler is None:
+    try:
+        compiler = compiled.compiler()
+        if compiler is not None:
+            return load(compiler)
         log.info("no C compiler (gcc, cc or $CC): decoding in float32 takes PyTorch's operations")
         return None
-    try:
-        return load(compiler)
-    except (OSError, RuntimeError, AttributeError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         log.warning(
             "%s could not be compiled or loaded; decoding in float32 is slower without it (%s=0 says "
@@ -157,83 +151,14 @@ def kernels() -> Kernels | None:
         return None
 
 
-def _compiler() -> list[str] | None:
-    """The words of the compiler's command; GCC first, whose OpenMP threads are PyTorch's."""
-    chosen = shlex.split(os.environ.get("CC", ""))
-    for words in [chosen] if chosen else [["gcc"], ["cc"]]:
-        if shutil.which(words[0]):
-            return words
-    return None
-
-
 def load(compiler: Sequence[str], flags: Sequence[str] = FLAGS) -> Kernels:
-    """The kernels from the user's cache, or compiled into it.
+    """The kernels as this compiler makes them.
 
     Raises:
-        subprocess.CalledProcessError: the compiler failed.
+        subprocess.CalledProcessError: it failed.
         OSError: what it made cannot be loaded.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cahl"
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except (OSError, RuntimeError):  # a home that cannot be written, or none
-            folder = Path(scratch)
-        path = folder / f"native-{_key(compiler, flags)}.so"
-        if _trusted(path):
-            with suppress(OSError):  # a file system that nothing may be executed from
-                return Kernels(ctypes.CDLL(str(path)))
-        made = Path(scratch) / "native.so"
-        subprocess.run(
-            [*compiler, *flags, str(SOURCE), "-o", str(made), "-lm"],
-            check=True,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
-        found = Kernels(ctypes.CDLL(str(made)))
-        with suppress(OSError):  # kept for the next process; it works without
-            _put(made, path)
-        return found
-
-
-def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
-    told = subprocess.run(
-        [*compiler, "--version"], capture_output=True, text=True, errors="replace", check=False
-    ).stdout
-    described = "\0".join([SOURCE.read_text(), *flags, told, _processor()])
-    return hashlib.sha256(described.encode()).hexdigest()[:16]
-
-
-def _trusted(path: Path) -> bool:
-    """Whether the file is whole and nobody but this user can have written it.
-
-    A library that was cut short would end the process when it is loaded.
-    """
-    if not path.exists():
-        return False
-    private = all(
-        found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        for found in (path.stat(), path.parent.stat())
-    )
-    content = path.read_bytes()
-    body, digest = content[:-DIGEST], content[-DIGEST:]
-    return private and hashlib.sha256(body).digest() == digest
-
-
-def _put(made: Path, path: Path) -> None:
-    """Copies a whole file into place, its digest behind it: two processes may do so at one time."""
-    content = made.read_bytes()
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content + hashlib.sha256(content).digest())
-    Path(file.name).replace(path)
-
-
-def _processor() -> str:
-    """What the processor can do: a home directory may be shared by machines of different kinds."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line for line in lines if line.startswith("flags")), platform.processor())
+    return Kernels(compiled.library(SOURCE, compiler, flags))
 
 
 def _function(library: ctypes.CDLL, name: str, arguments: list[Any], result: Any = None) -> Any:

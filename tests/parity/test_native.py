@@ -20,6 +20,7 @@ from torch import Tensor
 from cahl_core.config import ModelSettings
 from cahl_core.policy import native
 from cahl_core.policy.backbone import Policy
+from cahl_core.policy.compiled import compiler as find_compiler
 from cahl_core.policy.engine import Engine
 from cahl_core.policy.fused import FusedModel, Heads
 from cahl_core.policy.native import Kernels
@@ -37,7 +38,7 @@ FINISHES = {
 @pytest.fixture(scope="module", params=[(), ("-mno-avx512f",), ("-DLANES=16",)], ids=str)
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     """For vectors of 8 and of 16 numbers, whichever the processor has."""
-    compiler = native._compiler()
+    compiler = find_compiler()
     if native.kernels() is None or compiler is None:
         pytest.skip("needs an x86 processor with AVX2 and a C compiler")
     return native.load(compiler, (*native.FLAGS, *request.param))
@@ -236,6 +237,14 @@ def test_without_a_compiler_pytorch_serves(
     caplog.set_level(logging.INFO)
     assert native.serves(torch.float32, torch.device("cpu")) is None
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_a_compiler_that_cannot_be_read_is_no_crash(
+    compiled: None, anew: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "gcc 'x")
+    assert native.kernels() is None
+    assert "No closing quotation" in caplog.text
 
 
 def test_switched_off(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
